@@ -1,0 +1,151 @@
+"""Agreed data and groups: a pure function of TaskBatch and Proposal (architecture §4, steps 3 and 4; threats 2, 16).
+
+Every operator and the aggregator compute it themselves; the aggregator's only freedom is which quorum of signed observations it lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from placet.core import jsonx, limits
+from placet.core.consensus import Disagreement, Rules, Threshold, agree_document
+from placet.core.errors import InvalidInput
+from placet.core.messages import Observation
+from placet.core.types import Address, OperatorSet
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """What agreement needs to know of one PolicyData: its rules, and whether its output may hold fractions (Newton's world)."""
+
+    rules: Rules
+    fractions: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AgreedTask:
+    """Agreed outputs of one task (canonical JSON a PolicyData) and the operators whose own observation agrees."""
+
+    task: int
+    outputs: tuple[bytes, ...]
+    agreeing: frozenset[Address]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTask:
+    """A task on which no quorum agrees."""
+
+    task: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tasks (ascending) that one set of operators can certify together."""
+
+    tasks: tuple[int, ...]
+    operators: frozenset[Address]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What a Proposal makes of a batch."""
+
+    agreed: Mapping[int, AgreedTask]
+    failed: tuple[FailedTask, ...]
+    groups: tuple[Group, ...]
+
+    def group_of(self, task: int) -> Group | None:
+        """The group a task stands in."""
+        return next((group for group in self.groups if task in group.tasks), None)
+
+
+def whole_batch(task_count: int, operators: OperatorSet) -> Agreement:
+    """The agreement of a batch without PolicyData before any Proposal: one group of all tasks, open to all operators."""
+    everyone = frozenset(operator.address for operator in operators.operators)
+    agreed = {task: AgreedTask(task, (), everyone) for task in range(task_count)}
+    return Agreement(agreed, (), (Group(tuple(range(task_count)), everyone),))
+
+
+def agree(
+    task_count: int,
+    observations: Mapping[Address, Observation],
+    components: Sequence[Component],
+    operators: OperatorSet,
+    quorum_bps: int,
+) -> Agreement:
+    """Agree every task of a batch, then split the tasks into groups.
+
+    `observations` are the opened ones of a Proposal, at most one an operator. `components` has one entry a PolicyData of the policy; with
+    none, the operators that list a task vouch for it.
+    """
+    threshold = Threshold(operators.total_stake, quorum_bps)
+    stake = {operator.address: operator.stake for operator in operators.operators}
+    agreed: dict[int, AgreedTask] = {}
+    failed: list[FailedTask] = []
+    observed: dict[Address, dict[int, tuple[bytes, ...]]] = {
+        address: {item.task: item.outputs for item in observation.tasks} for address, observation in observations.items()
+    }
+    for task in range(task_count):
+        observers = sorted(
+            address
+            for address, tasks in observed.items()
+            if address in stake and len(tasks.get(task, ())) == len(components) and task in tasks
+        )
+        try:
+            agreed[task] = _agree_task(task, observers, observed, components, stake, threshold)
+        except Disagreement as error:
+            failed.append(FailedTask(task, f"operators do not agree: {error}"))
+    groups, dropped = split_into_groups(agreed.values())
+    for task in dropped:
+        agreed.pop(task)
+        failed.append(FailedTask(task, f"more than {limits.MAX_GROUPS} groups of agreeing operators in one batch; try again"))
+    return Agreement(agreed, tuple(sorted(failed, key=lambda item: item.task)), groups)
+
+
+def _agree_task(
+    task: int,
+    observers: list[Address],
+    observed: Mapping[Address, Mapping[int, tuple[bytes, ...]]],
+    components: Sequence[Component],
+    stake: Mapping[Address, int],
+    threshold: Threshold,
+) -> AgreedTask:
+    agreeing = frozenset(observers)
+    outputs: list[bytes] = []
+    for position, component in enumerate(components):
+        documents, stakes, members = [], [], []
+        for address in observers:
+            try:
+                document = jsonx.parse(
+                    observed[address][task][position],
+                    field="output",
+                    max_bytes=limits.MAX_OUTPUT_BYTES,
+                    max_depth=limits.MAX_OUTPUT_DEPTH,
+                    fractions=component.fractions,
+                )
+            except InvalidInput:
+                continue
+            documents.append(document)
+            stakes.append(stake[address])
+            members.append(address)
+        result = agree_document(documents, stakes, component.rules, threshold)
+        agreeing &= frozenset(members[index] for index in result.agreeing)
+        outputs.append(jsonx.canonical(result.value))
+    if not threshold.is_quorum(sum(stake[address] for address in agreeing)):
+        raise Disagreement("", "the operators that agree hold less than quorum stake")
+    return AgreedTask(task, tuple(outputs), agreeing)
+
+
+def split_into_groups(tasks: Iterable[AgreedTask]) -> tuple[tuple[Group, ...], tuple[int, ...]]:
+    """Tasks with the same set of agreeing operators form a group; beyond MAX_GROUPS the smallest are dropped.
+
+    Order: larger groups first, then by first task: the same for everybody.
+    """
+    by_set: dict[frozenset[Address], list[int]] = {}
+    for item in tasks:
+        by_set.setdefault(item.agreeing, []).append(item.task)
+    groups = sorted((Group(tuple(sorted(members)), who) for who, members in by_set.items()), key=lambda g: (-len(g.tasks), g.tasks[0]))
+    kept, dropped = groups[: limits.MAX_GROUPS], groups[limits.MAX_GROUPS :]
+    return tuple(kept), tuple(task for group in dropped for task in group.tasks)

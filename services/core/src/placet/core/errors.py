@@ -1,0 +1,185 @@
+"""The one error taxonomy of Placet: every failure that crosses a service or reaches a caller is one of these.
+
+Each class has a stable `code`, says whether a retry can help, and names its status on each surface; docs/errors.md has one row per code
+and a test walks the rows. A message tells the reader what to do and never holds a secret.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class PlacetError(Exception):
+    """Base of the taxonomy.
+
+    Attributes:
+        code: stable machine-readable name.
+        http_status: status on the REST surface (RFC 9457).
+        retryable: whether the same request can succeed later.
+        field: the offending field as a JSON pointer, when there is one.
+        extra: further public members of the problem document.
+    """
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, field: str | None = None, **extra: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.extra = extra
+
+    def problem(self) -> dict[str, Any]:
+        """RFC 9457 problem document."""
+        document: dict[str, Any] = {
+            "type": f"urn:placet:error:{self.code}",
+            "title": self.code,
+            "status": self.http_status,
+            "detail": self.message,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+        if self.field is not None:
+            document["field"] = self.field
+        document.update(self.extra)
+        return document
+
+
+class InvalidInput(PlacetError):
+    """The request is not well formed, or breaks a stated limit. Sending it again cannot help."""
+
+    code = "invalid_input"
+    http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class TooLarge(InvalidInput):
+    """A stated size, depth or count limit is exceeded."""
+
+    code = "too_large"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class Unauthenticated(PlacetError):
+    """No API key, or one that is not known."""
+
+    code = "unauthenticated"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
+class Forbidden(PlacetError):
+    """The key is known and may not do this."""
+
+    code = "forbidden"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+
+
+class NotFound(PlacetError):
+    """No such thing, or it belongs to another tenant."""
+
+    code = "not_found"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class IdempotencyConflict(PlacetError):
+    """The Idempotency-Key was used before with another request."""
+
+    code = "idempotency_conflict"
+    http_status = 409
+    grpc_status = "ALREADY_EXISTS"
+
+
+class RateLimited(PlacetError):
+    """The key's budget for this window is used up."""
+
+    code = "rate_limited"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+
+class PolicyNotAdmitted(PlacetError):
+    """Operators with quorum stake have not admitted the policy (yet)."""
+
+    code = "policy_not_admitted"
+    http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
+    retryable = True
+
+
+class WrongPolicy(InvalidInput):
+    """The client does not follow the policy that the request names, or follows none that is known."""
+
+    code = "wrong_policy"
+
+
+class NoQuorum(PlacetError):
+    """Too little stake agreed on one answer before the deadline. Neither allowed nor denied."""
+
+    code = "no_quorum"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class DeadlineExceeded(PlacetError):
+    """No result in time. Neither allowed nor denied; the task may still end."""
+
+    code = "timeout"
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class Unavailable(PlacetError):
+    """Something this service needs (node, bus, database) does not answer."""
+
+    code = "unavailable"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class VerificationFailed(PlacetError):
+    """A signature, proof or digest does not hold. Says which check failed."""
+
+    code = "verification_failed"
+    http_status = 422
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class SettlementFailed(PlacetError):
+    """The chain would not take, or did not keep, the transaction."""
+
+    code = "settlement_failed"
+    http_status = 502
+    grpc_status = "ABORTED"
+
+
+class Internal(PlacetError):
+    """A defect of ours. The text says nothing of the inside."""
+
+
+ALL_ERRORS: tuple[type[PlacetError], ...] = (
+    InvalidInput,
+    TooLarge,
+    Unauthenticated,
+    Forbidden,
+    NotFound,
+    IdempotencyConflict,
+    RateLimited,
+    PolicyNotAdmitted,
+    WrongPolicy,
+    NoQuorum,
+    DeadlineExceeded,
+    Unavailable,
+    VerificationFailed,
+    SettlementFailed,
+    Internal,
+)
