@@ -1,0 +1,81 @@
+// Compiles the deployable contracts with the npm compiler and writes artifacts/<Name>.json {abi, bytecode, deployedBytecode}.
+// `--check` compiles again and fails when what is checked in differs. Settings are the same as in foundry.toml, and without metadata
+// in the bytecode the result depends on nothing but the sources, so addresses of CREATE2 are the same everywhere.
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+import solc from "solc";
+
+const root = dirname(fileURLToPath(import.meta.url));
+const folder = join(root, "artifacts");
+
+const deployables = {
+  OperatorRegistry: "src/OperatorRegistry.sol",
+  OwnerWeights: "src/stake/OwnerWeights.sol",
+  ERC20Deposit: "src/stake/ERC20Deposit.sol",
+  PolicyRegistry: "src/PolicyRegistry.sol",
+  AttestationValidator: "src/AttestationValidator.sol",
+  GuardedVault: "src/examples/GuardedVault.sol",
+  GuardedWallet: "src/examples/GuardedWallet.sol",
+  TestToken: "src/examples/TestToken.sol",
+};
+
+function compile() {
+  const sources = {};
+  for (const path of Object.values(deployables)) sources[path] = { content: readFileSync(join(root, path), "utf8") };
+  const outputSelection = {};
+  for (const [name, path] of Object.entries(deployables)) {
+    outputSelection[path] = { [name]: ["abi", "evm.bytecode.object", "evm.deployedBytecode.object"] };
+  }
+  const input = {
+    language: "Solidity",
+    sources,
+    settings: {
+      evmVersion: "prague",
+      optimizer: { enabled: true, runs: 200 },
+      metadata: { bytecodeHash: "none", appendCBOR: false },
+      remappings: ["@openzeppelin/contracts/=node_modules/@openzeppelin/contracts/"],
+      outputSelection,
+    },
+  };
+  const find = (path) => {
+    const file = join(root, path);
+    return existsSync(file) ? { contents: readFileSync(file, "utf8") } : { error: `${path} not found` };
+  };
+  const output = JSON.parse(solc.compile(JSON.stringify(input), { import: find }));
+  const problems = output.errors ?? [];
+  for (const problem of problems) console.error(problem.formattedMessage);
+  if (problems.some((problem) => problem.severity === "error")) process.exit(1);
+  return Object.fromEntries(
+    Object.entries(deployables).map(([name, path]) => {
+      const { abi, evm } = output.contracts[path][name];
+      const artifact = {
+        abi,
+        bytecode: "0x" + evm.bytecode.object,
+        deployedBytecode: "0x" + evm.deployedBytecode.object,
+      };
+      return [`${name}.json`, JSON.stringify(artifact, null, 1) + "\n"];
+    }),
+  );
+}
+
+const artifacts = compile();
+const present = existsSync(folder) ? readdirSync(folder).filter((name) => name.endsWith(".json")) : [];
+const strays = present.filter((name) => !(name in artifacts));
+
+if (process.argv.includes("--check")) {
+  const differing = Object.entries(artifacts)
+    .filter(([name, text]) => !present.includes(name) || readFileSync(join(folder, name), "utf8") !== text)
+    .map(([name]) => name);
+  for (const name of [...differing, ...strays]) console.error(`artifacts/${name} is not what the sources compile to: run npm run build`);
+  if (differing.length + strays.length > 0) process.exit(1);
+  console.log(`${present.length} artifacts are what the sources compile to (solc ${solc.version()})`);
+} else {
+  mkdirSync(folder, { recursive: true });
+  for (const name of strays) rmSync(join(folder, name));
+  for (const [name, text] of Object.entries(artifacts)) {
+    writeFileSync(join(folder, name), text);
+    const bytes = JSON.parse(text).deployedBytecode.length / 2 - 1;
+    console.log(`${relative(root, join(folder, name))}: ${bytes} bytes deployed`);
+  }
+}
