@@ -1,6 +1,6 @@
 """The message bus: one interface, two implementations. See `interface` for what both promise."""
 
-from placet.core.bus.errors import BusError, BusUnavailable, Closed, Fenced, NotAssigned, RecordTooLarge, UnknownTopic
+from placet.core.bus.errors import BusError, BusUnavailable, Closed, Fenced, NotAssigned, NotPermitted, RecordTooLarge, UnknownTopic
 from placet.core.bus.inprocess import InProcessBroker, InProcessBus
 from placet.core.bus.interface import Bus, PartitionsCallback, Subscription
 from placet.core.bus.records import Headers, Record, RecordId, TopicPartition, next_offsets
@@ -16,6 +16,7 @@ __all__ = [
     "InProcessBroker",
     "InProcessBus",
     "NotAssigned",
+    "NotPermitted",
     "PartitionsCallback",
     "Record",
     "RecordId",

@@ -33,5 +33,9 @@ class Fenced(NotAssigned):
     """A newer member took this one's static instance id; this one must end."""
 
 
+class NotPermitted(BusError):
+    """The broker's access rules forbid this to this service: its user lacks the ACL for the topic or the group."""
+
+
 class Closed(BusError):
     """The subscription or the bus was closed."""

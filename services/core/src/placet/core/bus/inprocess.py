@@ -259,8 +259,6 @@ class InProcessSubscription(Subscription):
         self._paused: set[TopicPartition] = set()
         self._wake = asyncio.Event()
         self._turn = 0
-        self._coordination = asyncio.Lock()
-        self._assigning: set[asyncio.Task[None]] = set()
         self._member: _Member | None = None
         self.closed = False
 
@@ -274,26 +272,21 @@ class InProcessSubscription(Subscription):
     # Called by the group.
 
     async def revoke(self) -> None:
-        async with self._coordination:
-            await self._revoke()
-            self._positions.clear()
-            self._paused.clear()
+        await self._revoke()
 
     def assign(self, partitions: frozenset[TopicPartition]) -> None:
         # Positions are fixed now: what is published from here on is seen.
         self._positions = {at: self._start(at) for at in partitions}
         self._paused.clear()
-        self._assignment = partitions
-        if self._ended is None:
-            self._ready.clear()
-        task = asyncio.ensure_future(self._run_assigned(partitions))
-        self._assigning.add(task)
-        task.add_done_callback(self._assigning.discard)
+        self._assign(partitions)
 
-    async def _run_assigned(self, partitions: frozenset[TopicPartition]) -> None:
-        async with self._coordination:
-            if not self.closed:
-                await self._assign(partitions)
+    async def _position_all(self, partitions: frozenset[TopicPartition]) -> None:
+        """Done already, in `assign`."""
+
+    async def _release(self, revoked: frozenset[TopicPartition]) -> None:
+        for at in revoked:
+            self._positions.pop(at, None)
+        self._paused.clear()
 
     def _start(self, at: TopicPartition) -> int:
         log = self._broker.log(at)
@@ -403,9 +396,7 @@ class InProcessSubscription(Subscription):
         if self._member is not None and self.group is not None:
             self._broker.leave(self._member, self._broker.group(self.group))
             self._member = None
-        for task in list(self._assigning):
-            if task is not asyncio.current_task():
-                task.cancel()
+        self._stop_assigning()
         self._assignment = frozenset()
         self._on_closed(self)
 

@@ -66,6 +66,8 @@ class Subscription(ABC):
         self._assignment: frozenset[TopicPartition] = frozenset()
         self._ready = asyncio.Event()  # set while an assignment is held and its callback is done, or when there is an end to report
         self._ended: BaseException | None = None
+        self._coordination = asyncio.Lock()  # one callback at a time, in the order of the rebalances
+        self._assigning: set[asyncio.Task[None]] = set()
         self._last_poll = self._last_progress = self._last_ready = time.monotonic()
         self._rebalances = _REBALANCES.labels(group or "")
         self._received = {topic: _RECEIVED.labels(topic, group or "") for topic in topics}
@@ -204,30 +206,58 @@ class Subscription(ABC):
     def _interrupt(self) -> None:
         """Makes a waiting `_fetch` return soon, without losing records."""
 
+    @abstractmethod
+    async def _position_all(self, partitions: frozenset[TopicPartition]) -> None:
+        """Makes the start of every partition of a new assignment known."""
+
+    @abstractmethod
+    async def _release(self, revoked: frozenset[TopicPartition]) -> None:
+        """Drops what belongs to partitions that are no longer held: fetched records, pauses, commits under way."""
+
     async def _revoke(self) -> None:
-        """Called by the coordinator before the partitions may go to another member."""
+        """Called by the coordinator before the partitions may go to another member; waits for `on_assigned`, then for `on_revoked`."""
+        self._hold()
+        async with self._coordination:
+            self._hold()
+            revoked = self._assignment
+            if revoked and self._on_revoked is not None and self._ended is None:
+                try:
+                    await self._on_revoked(self, revoked)
+                except Exception as error:  # noqa: BLE001 - whatever the service's callback raises reaches the service
+                    self._end(error)
+            self._assignment = frozenset()
+            await self._release(revoked)
+
+    def _assign(self, partitions: frozenset[TopicPartition]) -> None:
+        """Called by the coordinator with what is this member's now. The callback runs in a task of its own, so that heartbeats go on."""
+        self._hold()
+        self._assignment = partitions
+        task = asyncio.create_task(self._run_assigned(partitions), name=f"assigned {self.group or self.topics}")
+        self._assigning.add(task)
+        task.add_done_callback(self._assigning.discard)
+
+    async def _run_assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        async with self._coordination:
+            self._rebalances.inc()
+            try:
+                await self._position_all(partitions)
+                if self._on_assigned is not None and self._ended is None:
+                    await self._on_assigned(self, partitions)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._end(error)
+            self._last_ready = time.monotonic()
+            self._ready.set()
+
+    def _hold(self) -> None:
+        """No further records until the next assignment is in place."""
         if self._ended is None:
             self._ready.clear()
         self._interrupt()
-        revoked = self._assignment
-        if revoked and self._on_revoked is not None and self._ended is None:
-            try:
-                await self._on_revoked(self, revoked)
-            except Exception as error:  # noqa: BLE001 - whatever the service's callback raises reaches the service
-                self._end(error)
-        self._assignment = frozenset()
 
-    async def _assign(self, partitions: frozenset[TopicPartition]) -> None:
-        """Called by the coordinator with what is this member's now; positions are known."""
-        self._assignment = partitions
-        self._rebalances.inc()
-        if self._on_assigned is not None and self._ended is None:
-            try:
-                await self._on_assigned(self, partitions)
-            except Exception as error:  # noqa: BLE001 - as above
-                self._end(error)
-        self._last_ready = time.monotonic()
-        self._ready.set()
+    def _stop_assigning(self) -> None:
+        for task in self._assigning:
+            if task is not asyncio.current_task():
+                task.cancel()
 
     def _end(self, reason: BaseException) -> None:
         if self._ended is None:
