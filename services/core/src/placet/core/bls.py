@@ -14,6 +14,7 @@ from typing import Protocol
 
 import blspy
 import py_arkworks_bls12381 as ark
+
 from placet.core.errors import InvalidInput, VerificationFailed
 
 SIGNATURE_DST = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_"

@@ -21,6 +21,7 @@ from typing import Any
 
 from eth_abi.exceptions import ParseError
 from eth_abi.grammar import ABIType, BasicType, TupleType, parse
+
 from placet.core import limits
 from placet.core.abi_strict import NotCanonical, decode_strict, is_supported
 from placet.core.errors import InvalidInput

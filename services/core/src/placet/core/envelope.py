@@ -12,6 +12,7 @@ from typing import Protocol
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError
+
 from placet.core.errors import InvalidInput, VerificationFailed
 from placet.core.gen import authorization_pb2 as pb
 from placet.core.types import ZERO_HASH, Hash32

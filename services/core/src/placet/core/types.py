@@ -216,14 +216,18 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class OperatorSet:
-    """The operators of one epoch, ascending by key id (the bitmap's order)."""
+    """The operators of one epoch, ascending by key id (the bitmap's order).
+
+    `vacant_stake` counts in the total and is signed by nobody: the stake of keys ejected less than an activation delay ago.
+    """
 
     epoch: int
     operators: tuple[Operator, ...]
+    vacant_stake: int = 0
     total_stake: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "total_stake", sum(operator.stake for operator in self.operators))
+        object.__setattr__(self, "total_stake", self.vacant_stake + sum(operator.stake for operator in self.operators))
         if any(a.key_id >= b.key_id for a, b in zip(self.operators, self.operators[1:], strict=False)):
             raise InvalidInput("operators must be strictly ascending by key id", field="operators")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
+
 from placet.core import limits
 from placet.core.errors import InvalidInput, TooLarge
 from placet.core.gen import authorization_pb2 as pb

@@ -443,6 +443,8 @@ class InProcessBus(Bus):
     ) -> Subscription:
         self._require_started()
         names = tuple(sorted({self.topic(name).name for name in topics}))
+        if problems := await self.topic_problems(names):
+            raise UnknownTopic("; ".join(problems))
         subscription = InProcessSubscription(
             self.broker,
             names,
@@ -471,5 +473,11 @@ class InProcessBus(Bus):
         return found
 
     async def topic_problems(self, names: Iterable[str] | None = None) -> list[str]:
-        wanted = self.topics if names is None else names
-        return [f"{name} does not exist" for name in wanted if name not in self.broker.topics]
+        problems = []
+        for name in self.topics if names is None else names:
+            wanted, found = self.topic(name), self.broker.topics.get(name)
+            if found is None:
+                problems.append(f"{name} does not exist")
+            elif found.partitions != wanted.partitions:
+                problems.append(f"{name} has {found.partitions} partitions, not {wanted.partitions}")
+        return problems

@@ -403,6 +403,11 @@ class Bus(ABC):
 
         return await Snapshot.load(self, topic)
 
+    def _require_existing(self, partitions: Iterable[TopicPartition]) -> None:
+        for at in partitions:
+            if not 0 <= at.partition < self.topic(at.topic).partitions:
+                raise UnknownTopic(f"{at.topic} has {self.topic(at.topic).partitions} partitions, none is number {at.partition}")
+
     def partitions(self, topic: str) -> list[TopicPartition]:
         return [TopicPartition(topic, number) for number in range(self.topic(topic).partitions)]
 

@@ -138,12 +138,24 @@ def _typed(error: Exception, doing: str) -> BusError:
     return BusUnavailable(f"{doing}: {type(error).__name__}: {error}")
 
 
-async def _quietly(stopping: Any) -> None:
-    """Awaits a client's `stop`, which may take long or fail when the broker is away."""
-    try:
-        await asyncio.wait_for(stopping, _CLOSE_TIMEOUT_S)
-    except (KafkaError, OSError, TimeoutError) as error:
-        log.warning("a Kafka client did not close cleanly: %r", error)
+async def _stop(client: Any) -> None:
+    """Stops a client; never raises and never takes long, whatever state it is in.
+
+    While a broker is away the library's own `stop` may wait for it, or end with the CancelledError of one of its inner tasks and leave
+    its connections open; those are closed here then.
+    """
+    stopping = asyncio.create_task(client.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=_CLOSE_TIMEOUT_S)
+    if done and not stopping.cancelled() and stopping.exception() is None:
+        return
+    stopping.cancel()
+    log.warning(
+        "a Kafka client did not close by itself: %s",
+        "no end in time" if not done else "cancelled" if stopping.cancelled() else repr(stopping.exception()),
+    )
+    connections = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(connections.close(), _CLOSE_TIMEOUT_S)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -349,7 +361,7 @@ class KafkaSubscription(Subscription):
         self._closing = True
         self._end(Closed(f"the subscription to {', '.join(self.topics)} was closed"))
         self._stop_assigning()
-        await _quietly(self._consumer.stop())
+        await _stop(self._consumer)
         self._assignment = frozenset()
         self._bus.forget(self)
 
@@ -387,7 +399,7 @@ class KafkaBus(Bus):
         try:
             self._reader = await self._connected(self._new_consumer)
         except BaseException:
-            await _quietly(producer.stop())
+            await _stop(producer)
             raise
         self._producer = producer
 
@@ -396,9 +408,9 @@ class KafkaBus(Bus):
         self._producer = self._reader = None
         await asyncio.gather(*(subscription.close() for subscription in list(self._subscriptions)))
         if producer is not None:
-            await _quietly(producer.stop())
+            await _stop(producer)
         if reader is not None:
-            await _quietly(reader.stop())
+            await _stop(reader)
         if self._retired:
             await asyncio.wait(self._retired)
 
@@ -434,7 +446,7 @@ class KafkaBus(Bus):
             try:
                 await asyncio.wait_for(client.start(), max(0.0, deadline - time.monotonic()))
             except (KafkaError, OSError, TimeoutError, KeyError) as error:  # KeyError: a refused SCRAM exchange
-                await _quietly(client.stop())
+                await _stop(client)
                 if time.monotonic() + _RETRY_S >= deadline:
                     raise BusUnavailable(
                         f"no connection to Kafka at {self.settings.bootstrap_servers} within {self.settings.connect_timeout_s:.0f} s"
@@ -442,7 +454,7 @@ class KafkaBus(Bus):
                     ) from error
                 await asyncio.sleep(_RETRY_S)
             except BaseException:
-                await _quietly(client.stop())
+                await _stop(client)
                 raise
             else:
                 return client
@@ -527,7 +539,7 @@ class KafkaBus(Bus):
             if current is None or current is not failed:
                 return
             self._producer = await self._connected(self._new_producer)
-            retiring = asyncio.create_task(_quietly(current.stop()))
+            retiring = asyncio.create_task(_stop(current))
             self._retired.add(retiring)
             retiring.add_done_callback(self._retired.discard)
 
@@ -570,9 +582,11 @@ class KafkaBus(Bus):
         return await self._ends(partitions, "end_offsets")
 
     async def _ends(self, partitions: Iterable[TopicPartition], which: str) -> dict[TopicPartition, int]:
-        wanted = [_kafka(at) for at in partitions]
-        if not wanted:
+        partitions = list(partitions)
+        if not partitions:
             return {}
+        self._require_existing(partitions)
+        wanted = [_kafka(at) for at in partitions]
         _, reader = self._live()
         await self._verify({at.topic for at in wanted})
         found = await self.guard(getattr(reader, which)(wanted), "asking for offsets")
@@ -625,7 +639,7 @@ class KafkaBus(Bus):
                         del pending[at]
                         consumer.pause(_kafka(at))
         finally:
-            await _quietly(consumer.stop())
+            await _stop(consumer)
         return found
 
 

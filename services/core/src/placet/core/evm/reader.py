@@ -1,0 +1,120 @@
+"""State of Placet's contracts at one block, read in one round trip. What operators, aggregator and gateway base a batch on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from placet.core.errors import Unavailable, VerificationFailed
+from placet.core.evm import contracts
+from placet.core.evm.rpc import Block, RpcClient, RpcError, call_request
+from placet.core.keccak import keccak256
+from placet.core.types import Address, Hash32, OperatorSet, Ordering, Pins
+
+_CACHED_SETS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Placet's contracts on one chain; from deployments/<chainId>.json, the only source of addresses."""
+
+    chain_id: int
+    validator: Address
+    operator_registry: Address
+    policy_registry: Address
+    block_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockState:
+    """What the contracts said at a block. A client that is none, or reverts, has no pins."""
+
+    block: Block
+    epoch: int
+    min_epoch: int
+    operators: OperatorSet
+    pins: Mapping[Address, Pins]
+    sequences: Mapping[tuple[Address, Address], int]
+
+
+class ChainReader:
+    """Reads one chain. Results are functions of the block hash, so every operator with a sane node gets the same."""
+
+    def __init__(self, rpc: RpcClient, deployment: Deployment) -> None:
+        self.rpc = rpc
+        self.deployment = deployment
+        self._sets: OrderedDict[bytes, OperatorSet] = OrderedDict()
+
+    async def latest_block(self, back: int = 0) -> Block:
+        """The newest block, or the one `back` before it (as a reference it is less likely to be reorganised away)."""
+        newest = await self.rpc.block("latest")
+        return newest if back == 0 or newest.number == 0 else await self.rpc.block(max(0, newest.number - back))
+
+    async def at(
+        self,
+        block_hash: Hash32,
+        *,
+        clients: Iterable[Address] = (),
+        sequences: Iterable[tuple[Address, Address]] = (),
+        ordering: Ordering = Ordering.FREE,
+    ) -> BlockState:
+        """Epoch, operator set, pins of `clients`, and the counters of (client, sender) pairs, all at one block.
+
+        Raises:
+            Unavailable: no node answers, or none knows the block.
+            VerificationFailed: the registry's answers do not hold together.
+        """
+        block = await self.rpc.block_by_hash(block_hash)
+        if block is None:
+            raise Unavailable("the node does not know the reference block", field="blockHash")
+        registry = self.deployment.operator_registry
+        clients, pairs = list(dict.fromkeys(clients)), list(dict.fromkeys(sequences))
+        requests = [
+            call_request(registry, contracts.CURRENT_EPOCH, block_hash=block_hash),
+            call_request(registry, contracts.selector("minEpoch()"), block_hash=block_hash),
+        ]
+        requests += [call_request(client, contracts.PLACET_PINS, block_hash=block_hash) for client in clients]
+        if ordering is not Ordering.FREE:
+            requests += [
+                call_request(self.deployment.validator, contracts.sequence_of_call(client, sender, ordering), block_hash=block_hash)
+                for client, sender in pairs
+            ]
+        answers = await self.rpc.batch_settled(requests)
+        epoch, min_epoch = (contracts.decode_uint(_must(answer)) for answer in answers[:2])
+        pins: dict[Address, Pins] = {}
+        for client, answer in zip(clients, answers[2 : 2 + len(clients)], strict=True):
+            if not isinstance(answer, RpcError):
+                try:
+                    pins[client] = contracts.decode_pins(_must(answer))
+                except (VerificationFailed, ValueError):
+                    continue
+        counters = {
+            pair: 0 if ordering is Ordering.FREE else contracts.decode_uint(_must(answer))
+            for pair, answer in zip(pairs, answers[2 + len(clients) :] if ordering is not Ordering.FREE else pairs, strict=True)
+        }
+        return BlockState(block, epoch, min_epoch, await self.operator_set(epoch, block_hash), pins, counters)
+
+    async def operator_set(self, epoch: int, block_hash: Hash32) -> OperatorSet:
+        """The operators of an epoch. Cached by the commitment the registry keeps for it, so a reorg cannot leave a wrong set behind."""
+        registry = self.deployment.operator_registry
+        commitment = await self.rpc.eth_call(registry, contracts.encode_call("setAt(uint64)", epoch), block_hash=block_hash)
+        key = keccak256(epoch.to_bytes(8, "big") + commitment[:160])
+        found = self._sets.get(key)
+        if found is None:
+            answer = await self.rpc.eth_call(registry, contracts.operators_at_call(epoch), block_hash=block_hash)
+            found = await asyncio.to_thread(contracts.decode_operators, answer, commitment, epoch)
+            self._sets[key] = found
+            while len(self._sets) > _CACHED_SETS:
+                self._sets.popitem(last=False)
+        return found
+
+
+def _must(answer: object) -> bytes:
+    """An eth_call's bytes; what the registry itself must answer."""
+    if isinstance(answer, RpcError):
+        raise VerificationFailed(f"a contract of the deployment reverts: {answer.message}", field="chain")
+    if not isinstance(answer, str):
+        raise VerificationFailed("the node answered an eth_call without data", field="chain")
+    return bytes.fromhex(answer.removeprefix("0x"))

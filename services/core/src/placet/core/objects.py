@@ -1,0 +1,83 @@
+"""Content-addressed blobs: components, policy bundles, large observations, evidence. What is read is checked against its digest.
+
+Through obstore: a local folder, S3, GCS or Azure, named by one URL (`file:///…`, `s3://bucket/prefix`, …), or memory for tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, MemoryStore, from_url
+
+from placet.core.errors import NotFound, TooLarge, Unavailable, VerificationFailed
+from placet.core.types import Hash32
+
+
+def sha256(data: bytes) -> Hash32:
+    """sha-256, 32 raw bytes."""
+    return Hash32(hashlib.sha256(data).digest())
+
+
+class ObjectStore:
+    """Blobs by sha256 under `blobs/`, and named objects under their own names (evidence by its digest)."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._store: Any
+        if parts.scheme == "memory":
+            self._store = MemoryStore()
+        elif parts.scheme == "file":
+            path = Path(parts.path)
+            path.mkdir(parents=True, exist_ok=True)
+            self._store = LocalStore(prefix=str(path))
+        else:
+            self._store = from_url(url)
+
+    async def put(self, data: bytes) -> Hash32:
+        """Store a blob; returns its address."""
+        digest = sha256(data)
+        await self.put_named(_blob(digest), data)
+        return digest
+
+    async def get(self, digest: Hash32, *, max_bytes: int) -> bytes:
+        """A blob by its address.
+
+        Raises:
+            NotFound: it is not there (yet).
+            TooLarge: it is larger than `max_bytes`.
+            VerificationFailed: the store returned other bytes.
+            Unavailable: the store does not answer.
+        """
+        data = await self.get_named(_blob(digest), max_bytes=max_bytes)
+        if sha256(data) != digest:
+            raise VerificationFailed("the object store returned bytes with another digest", field="sha256")
+        return data
+
+    async def put_named(self, name: str, data: bytes) -> None:
+        """Store under a name. Raises Unavailable."""
+        try:
+            await obstore.put_async(self._store, name, data)
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"object store: {type(error).__name__}") from None
+
+    async def get_named(self, name: str, *, max_bytes: int) -> bytes:
+        """Read by name. Raises as `get`, but checks no digest."""
+        try:
+            result = await obstore.get_async(self._store, name)
+            if result.meta["size"] > max_bytes:
+                raise TooLarge(f"object {name}: {result.meta['size']} bytes, at most {max_bytes}", field="object")
+            return bytes(await result.bytes_async())
+        except FileNotFoundError:
+            raise NotFound("no such object") from None
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"object store: {type(error).__name__}") from None
+
+
+def _blob(digest: Hash32) -> str:
+    text = digest.hex()
+    return f"blobs/{text[:2]}/{text}"

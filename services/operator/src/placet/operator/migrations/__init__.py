@@ -1,0 +1,1 @@
+"""Migrations of the operator's database. They only expand."""
