@@ -29,8 +29,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from placet.sandbox.errors import EvaluationFailed, FailureKind, PolicyRejected, SandboxUnavailable
 from wasmtime import Config, Engine, Func, Instance, Memory, Module, Store, Trap, TrapCode, WasmtimeError
+
+from placet.sandbox.errors import EvaluationFailed, FailureKind, PolicyRejected, SandboxUnavailable
 
 MAX_REQUEST_BYTES = 8 << 20
 """Input and per-task data of one evaluation, together."""
