@@ -34,6 +34,13 @@ contract AttestationValidator is IAttestationValidator {
         uint64 epoch;
     }
 
+    /// @dev What the registry says about an epoch.
+    struct EpochStatus {
+        IOperatorRegistry.EpochState state;
+        uint64 supersededAt;
+        uint64 pausedUntil;
+    }
+
     IOperatorRegistry private immutable _registry;
     uint256 private immutable _deployedChainId;
     bytes32 private immutable _deployedDomain;
@@ -64,21 +71,20 @@ contract AttestationValidator is IAttestationValidator {
         if (leaf.intentHash != intentHash) revert IntentMismatch(leaf.intentHash, intentHash);
         if (block.timestamp > intent.deadline) revert IntentExpired(intent.deadline);
 
-        _checkDecision(attestation, pins);
-        bytes32 digest = certificateDigest(attestation.certificate);
-        uint64 pausedUntil = _checkEpoch(attestation.certificate, pins.epochGrace);
+        (bytes32 digest, uint64 pausedUntil, Proven memory proven) = _judge(attestation, pins);
         if (block.timestamp < pausedUntil) revert ConsumptionPaused(pausedUntil);
-        _checkQuorum(_provenOrRecorded(attestation, digest), pins.quorumBps);
+        if (attestation.remember && attestation.quorumProof.length != 0) _remember(digest, proven);
 
         _advance(msg.sender, intent.from, pins.ordering, leaf.sequence);
         _spend(msg.sender, intent.from, intent.nonce);
-        emit AttestationConsumed(leaf.taskId, msg.sender, intent.from, intentHash, intent.nonce, digest);
+        emit AttestationConsumed(leaf.taskId, msg.sender, intentHash, digest);
     }
 
     /// @inheritdoc IAttestationValidator
     function record(Certificate calldata certificate, QuorumProof calldata proof) external returns (bytes32 digest) {
         digest = certificateDigest(certificate);
-        _remember(digest, _verify(digest, certificate.epoch, proof));
+        (Proven memory proven,) = _verify(digest, certificate.epoch, proof);
+        _remember(digest, proven);
     }
 
     /// @inheritdoc IAttestationValidator
@@ -96,15 +102,7 @@ contract AttestationValidator is IAttestationValidator {
         if (attestation.leaf.policyClient != policyClient) {
             revert WrongPolicyClient(attestation.leaf.policyClient, policyClient);
         }
-        _checkDecision(attestation, pins);
-        bytes32 digest = certificateDigest(attestation.certificate);
-        _checkEpoch(attestation.certificate, pins.epochGrace);
-        _checkQuorum(
-            attestation.quorumProof.length == 0
-                ? _recalled(digest)
-                : _verify(digest, attestation.certificate.epoch, _quorumProof(attestation.quorumProof)),
-            pins.quorumBps
-        );
+        _judge(attestation, pins);
         return attestation.leaf.allow;
     }
 
@@ -146,21 +144,49 @@ contract AttestationValidator is IAttestationValidator {
 
     // ----------------------------------------------------------------------------------------------------------- the checks
 
+    /// @dev All that makes an attestation good for a client of these demands, whoever asks and whatever the intent.
+    function _judge(Attestation calldata attestation, Pins calldata pins)
+        private
+        view
+        returns (bytes32 digest, uint64 pausedUntil, Proven memory proven)
+    {
+        _checkDecision(attestation, pins);
+        Certificate calldata certificate = attestation.certificate;
+        digest = certificateDigest(certificate);
+        EpochStatus memory status;
+        bytes calldata proof = attestation.quorumProof;
+        if (proof.length == 0) {
+            proven = remembered[digest];
+            if (proven.totalStake == 0) revert NothingRemembered(digest);
+            (status.state, status.supersededAt, status.pausedUntil) = _registry.epochStatus(certificate.epoch);
+        } else {
+            (proven, status) = _verify(digest, certificate.epoch, _proofIn(proof));
+        }
+        pausedUntil = status.pausedUntil;
+        _checkEpoch(status, certificate, pins.epochGrace);
+        uint256 quorumBps = pins.quorumBps;
+        if (uint256(proven.signedStake) * Limits.BPS < proven.totalStake * quorumBps) {
+            revert QuorumNotReached(proven.signedStake, proven.totalStake, uint16(quorumBps));
+        }
+    }
+
     /// @dev What makes a leaf a decision of this policy that is still valid: policy, times, and its place in the certificate's tree.
     function _checkDecision(Attestation calldata attestation, Pins calldata pins) private view {
         Leaf calldata leaf = attestation.leaf;
         if (leaf.policyId != pins.policyId) revert PolicyReplaced(leaf.policyId, pins.policyId);
+        uint256 maxAge = pins.maxCertificateAge;
         if (
             pins.quorumBps == 0 || pins.quorumBps > Limits.BPS || pins.epochGrace > Limits.MAX_GRACE
-                || pins.maxCertificateAge > Limits.MAX_CERTIFICATE_AGE
+                || maxAge > Limits.MAX_CERTIFICATE_AGE
         ) revert PinsOutOfBounds();
         if (block.timestamp > leaf.expiration) revert AttestationExpired(leaf.expiration);
 
         Certificate calldata certificate = attestation.certificate;
         uint256 timestamp = certificate.timestamp;
-        if (timestamp > block.timestamp + Limits.CLOCK_SLACK) revert CertificateFromFuture(certificate.timestamp);
-        if (block.timestamp > timestamp + pins.maxCertificateAge) {
-            revert CertificateTooOld(certificate.timestamp, pins.maxCertificateAge);
+        unchecked {
+            // sums of numbers below 2**64
+            if (timestamp > block.timestamp + Limits.CLOCK_SLACK) revert CertificateFromFuture(uint64(timestamp));
+            if (block.timestamp > timestamp + maxAge) revert CertificateTooOld(uint64(timestamp), uint32(maxAge));
         }
         bytes32 leafHash = Hashing.leafHash(leaf);
         if (!MerkleInclusion.isIncluded(
@@ -170,49 +196,61 @@ contract AttestationValidator is IAttestationValidator {
 
     /// @dev An epoch counts while it is current; afterwards for certificates made before its end, within the client's grace; and never
     /// again once an ejection raised the minimum above it.
-    function _checkEpoch(Certificate calldata certificate, uint32 grace) private view returns (uint64 pausedUntil) {
-        uint64 epoch = certificate.epoch;
-        uint64 current;
-        uint64 minimum;
-        uint64 supersededAt;
-        (current, minimum, supersededAt, pausedUntil) = _registry.epochStatus(epoch);
-        if (epoch > current) revert UnknownEpoch(epoch);
-        if (epoch < minimum) revert EpochRevoked(epoch, minimum);
-        if (
-            epoch != current
-                && (certificate.timestamp > supersededAt + Limits.CLOCK_SLACK
-                    || block.timestamp > uint256(supersededAt) + grace)
-        ) revert EpochSuperseded(epoch, supersededAt);
-    }
-
-    function _checkQuorum(Proven memory proven, uint16 quorumBps) private pure {
-        if (uint256(proven.signedStake) * Limits.BPS < uint256(proven.totalStake) * quorumBps) {
-            revert QuorumNotReached(proven.signedStake, proven.totalStake, quorumBps);
+    function _checkEpoch(EpochStatus memory status, Certificate calldata certificate, uint256 grace) private view {
+        if (status.state == IOperatorRegistry.EpochState.Current) return;
+        if (status.state == IOperatorRegistry.EpochState.Unknown) revert UnknownEpoch(certificate.epoch);
+        if (status.state == IOperatorRegistry.EpochState.Revoked) revert EpochRevoked(certificate.epoch);
+        uint256 supersededAt = status.supersededAt;
+        if (certificate.timestamp > supersededAt + Limits.CLOCK_SLACK || block.timestamp > supersededAt + grace) {
+            revert EpochSuperseded(certificate.epoch, status.supersededAt);
         }
-    }
-
-    /// @dev What the given proof proves, remembered if that is asked; without a proof, what is remembered.
-    function _provenOrRecorded(Attestation calldata attestation, bytes32 digest) private returns (Proven memory proven) {
-        if (attestation.quorumProof.length == 0) return _recalled(digest);
-        proven = _verify(digest, attestation.certificate.epoch, _quorumProof(attestation.quorumProof));
-        if (attestation.remember) _remember(digest, proven);
-    }
-
-    function _recalled(bytes32 digest) private view returns (Proven memory proven) {
-        proven = remembered[digest];
-        if (proven.totalStake == 0) revert NothingRemembered(digest);
     }
 
     /// @dev Who signed: the registry says which key that is and what it weighs, the pairing that it signed.
     function _verify(bytes32 digest, uint64 epoch, QuorumProof calldata proof)
         private
         view
-        returns (Proven memory proven)
+        returns (Proven memory proven, EpochStatus memory)
     {
-        (G1 memory signersKey, uint96 signedStake) = _registry.signersAt(epoch, proof);
+        (G1 memory signersKey, uint96 signedStake, EpochStatus memory status) = _quorumAt(epoch, proof);
         if (signedStake == 0 || signersKey.isInfinity()) revert NoSigners();
         if (!signersKey.isSignedBy(BLS12381.hashDigest(digest), proof.signature)) revert InvalidSignature(digest);
-        return Proven(signedStake, uint96(proof.totalStake), epoch);
+        (proven.signedStake, proven.totalStake, proven.epoch) = (signedStake, uint96(proof.totalStake), epoch);
+        return (proven, status);
+    }
+
+    /// @dev `registry.quorumAt(epoch, proof)`, encoded without decoding: the epoch, an offset of two words, and the calldata from the
+    /// struct on, whose inner offsets count from the struct. The answer's eight words are the key's four, the stake, and a status.
+    function _quorumAt(uint64 epoch, QuorumProof calldata proof)
+        private
+        view
+        returns (G1 memory signersKey, uint96 signedStake, EpochStatus memory status)
+    {
+        address target = address(_registry);
+        bytes4 selector = IOperatorRegistry.quorumAt.selector;
+        bool done;
+        assembly ("memory-safe") {
+            let answer := mload(0x40)
+            mstore(0x40, add(answer, 256))
+            let call_ := add(answer, 256)
+            let length := sub(calldatasize(), proof)
+            mstore(call_, selector)
+            mstore(add(call_, 4), epoch)
+            mstore(add(call_, 36), 64)
+            calldatacopy(add(call_, 68), proof, length)
+            done := staticcall(gas(), target, call_, add(68, length), answer, 256)
+            done := and(done, eq(returndatasize(), 256))
+            signersKey := answer
+            signedStake := mload(add(answer, 128))
+            status := add(answer, 160)
+        }
+        if (!done) {
+            assembly ("memory-safe") {
+                let free := mload(0x40)
+                returndatacopy(free, 0, returndatasize())
+                revert(free, returndatasize())
+            }
+        }
     }
 
     /// @dev Only ever raises what is known: a proof with more non-signers than an earlier one changes nothing.
@@ -224,10 +262,13 @@ contract AttestationValidator is IAttestationValidator {
 
     /// @dev Demands the counter that the decision names, and moves it.
     function _advance(address client, address from, uint8 ordering, uint64 attested) private {
-        uint64 current = sequenceOf(client, from, ordering);
+        uint64 current;
+        if (ordering != ORDERING_FREE) {
+            current = sequenceOf(client, from, ordering);
+            if (ordering == ORDERING_SENDER) _senderSequence[client][from] = current + 1;
+            else _clientSequence[client] = current + 1;
+        }
         if (attested != current) revert SequenceMismatch(attested, current);
-        if (ordering == ORDERING_SENDER) _senderSequence[client][from] = current + 1;
-        else if (ordering == ORDERING_CLIENT) _clientSequence[client] = current + 1;
     }
 
     function _spend(address client, address from, uint256 nonce) private {
@@ -238,17 +279,19 @@ contract AttestationValidator is IAttestationValidator {
         words[nonce >> 8] = word | bit;
     }
 
-    /// @dev The proof inside its bytes, without copying: `abi.encode` of one dynamic struct is an offset, then the struct. What lies
-    /// outside the calldata reads as zero, which no check here accepts.
-    function _quorumProof(bytes calldata encoded) private pure returns (QuorumProof calldata proof) {
+    /// @dev The proof inside its bytes, where it lies: `abi.encode` of one dynamic struct is an offset, then the struct. What the struct
+    /// says lies outside the calldata reads as zero, and the registry decodes and checks all of it but the signature.
+    function _proofIn(bytes calldata encoded) private pure returns (QuorumProof calldata proof) {
+        uint256 offset;
         assembly ("memory-safe") {
-            proof := add(encoded.offset, calldataload(encoded.offset))
+            offset := calldataload(encoded.offset)
+            proof := add(encoded.offset, offset)
         }
+        if (offset >= encoded.length) revert MalformedQuorumProof();
     }
 
     function _domain() private view returns (bytes32) {
-        return block.chainid == _deployedChainId
-            ? _deployedDomain
-            : Hashing.protocolDomain(block.chainid, address(this));
+        return
+            block.chainid == _deployedChainId ? _deployedDomain : Hashing.protocolDomain(block.chainid, address(this));
     }
 }

@@ -28,8 +28,8 @@ abstract contract ExecutorClient is PolicyClient {
     function _perform(Intent calldata intent) internal override returns (bytes memory) {
         address to = intent.to;
         if (
-            to == address(this) || to == address(validator) || to == _operatorRegistry
-                || to == address(policyRegistry) || to == _stakeSource
+            to == address(this) || to == address(validator) || to == _operatorRegistry || to == address(policyRegistry)
+                || to == _stakeSource
         ) revert ForbiddenTarget(to);
         if (intent.data.length != 0 && to.code.length == 0) revert NoCodeAtTarget(to);
         (bool done, bytes memory result) = to.call{value: msg.value}(intent.data);

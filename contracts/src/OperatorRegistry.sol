@@ -58,10 +58,18 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         ChangeKind kind;
     }
 
-    /// @dev What verification reads of an epoch, in one slot.
-    struct Epoch {
+    /// @dev All that verification reads of the current epoch, in one slot. `pauseSet` says whether the pause must be looked at.
+    struct Current {
         bytes24 setHash;
-        uint40 supersededAt;
+        uint32 epoch;
+        bool hasVacancy;
+        bool pauseSet;
+    }
+
+    /// @dev What verification reads of a superseded epoch, in one slot.
+    struct Superseded {
+        bytes24 setHash;
+        uint40 since;
         bool hasVacancy;
     }
 
@@ -73,12 +81,10 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         uint64 activatedAt;
     }
 
-    /// @dev What every consumption reads, in one slot.
-    struct Status {
-        uint64 currentEpoch;
-        uint64 minEpoch;
-        uint64 pausedUntil;
-        uint64 pausableAt;
+    /// @dev The last pause.
+    struct Pause {
+        uint64 until;
+        uint64 possibleAt;
     }
 
     /// @notice A key was registered; it counts from the first activation after `readyAt` on.
@@ -163,8 +169,11 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     /// @inheritdoc IOperatorRegistry
     uint64 public immutable activationDelay;
 
-    Status private _status;
-    mapping(uint64 epoch => Epoch) private _epochs;
+    Current private _current;
+    /// @inheritdoc IOperatorRegistry
+    uint64 public minEpoch;
+    Pause private _pause;
+    mapping(uint64 epoch => Superseded) private _superseded;
     mapping(uint64 epoch => EpochDetails) private _details;
 
     mapping(bytes32 keyId => KeyRecord) private _keys;
@@ -202,13 +211,10 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     /// @param possession proof of possession of `key` over its compressed form, under the tag for proofs of possession
     /// @param binding signature by `key` over {registrationDigest}
     /// @return keyId the key's name
-    function register(
-        address operator,
-        G1 calldata key,
-        bytes32 busKey,
-        G2 calldata possession,
-        G2 calldata binding
-    ) external returns (bytes32 keyId) {
+    function register(address operator, G1 calldata key, bytes32 busKey, G2 calldata possession, G2 calldata binding)
+        external
+        returns (bytes32 keyId)
+    {
         if (msg.sender != operator && msg.sender != owner()) revert NotOperatorNorOwner(msg.sender);
         if (operator == address(0) || busKey == 0) revert ZeroIdentity();
         if (keyOf[operator] != 0) revert OperatorHasKey(operator);
@@ -251,7 +257,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     /// @notice Makes all queued changes that are due one new epoch. Anyone may.
     /// @return epoch the current epoch afterwards
     function activate() external returns (uint64 epoch) {
-        uint64 current = _status.currentEpoch;
+        uint64 current = _current.epoch;
         epoch = current + 1;
         EpochDetails memory next = _details[current];
         uint256 cursor = nextChange;
@@ -270,7 +276,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     /// @notice Takes keys out at once, all in one new epoch, and makes every certificate of earlier epochs worthless.
     /// @dev Their stake stays in the total, signed by nobody, until the activation delay is over.
     function eject(bytes32[] calldata keyIds) external onlyOwner {
-        uint64 current = _status.currentEpoch;
+        uint64 current = _current.epoch;
         uint64 epoch = current + 1;
         EpochDetails memory next = _details[current];
         uint96 vacated;
@@ -281,7 +287,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
             if (state == KeyState.Unknown || state == KeyState.Gone) revert NothingToEject(keyIds[i]);
             if (state != KeyState.Joining) {
                 vacated += _stakes[keyIds[i]].stake;
-                next.apk = next.apk.add(record.key.negate());
+                next.apk = next.apk.minus(record.key);
                 _stakes[keyIds[i]].toEpoch = epoch;
                 countedStakeOf[record.operator] -= _stakes[keyIds[i]].stake;
                 changed = true;
@@ -293,7 +299,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         next.vacantStake += vacated;
         _queue(0, vacated, ChangeKind.Vacate);
         _open(epoch, next);
-        _status.minEpoch = epoch;
+        minEpoch = epoch;
         emit MinEpochRaised(epoch);
     }
 
@@ -302,74 +308,63 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     /// @notice Stops consumption for {PAUSE_DURATION}. It resumes by itself, and cannot be stopped again before the cool-down is over.
     function pause() external onlyOwner {
         uint64 time = uint64(block.timestamp);
-        if (time < _status.pausableAt) revert PauseCoolingDown(_status.pausableAt);
-        _status.pausedUntil = time + PAUSE_DURATION;
-        _status.pausableAt = time + PAUSE_DURATION + PAUSE_COOLDOWN;
-        emit ConsumptionPaused(_status.pausedUntil, _status.pausableAt);
+        if (time < _pause.possibleAt) revert PauseCoolingDown(_pause.possibleAt);
+        Pause memory next = Pause(time + PAUSE_DURATION, time + PAUSE_DURATION + PAUSE_COOLDOWN);
+        _pause = next;
+        _current.pauseSet = true;
+        emit ConsumptionPaused(next.until, next.possibleAt);
     }
 
     /// @notice Resumes consumption before its time. The cool-down is not shortened.
     function resume() external onlyOwner {
-        if (_status.pausedUntil <= block.timestamp) revert NotPaused();
-        _status.pausedUntil = uint64(block.timestamp);
+        if (_pause.until <= block.timestamp) revert NotPaused();
+        _pause.until = uint64(block.timestamp);
+        _current.pauseSet = false;
         emit ConsumptionResumed();
     }
 
     // -------------------------------------------------------------------------------------------------------------- views
 
     /// @inheritdoc IOperatorRegistry
-    function signersAt(uint64 epoch, QuorumProof calldata proof)
+    function quorumAt(uint64 epoch, QuorumProof calldata proof)
         external
         view
-        returns (G1 memory signersKey, uint96 signedStake)
+        returns (G1 memory signersKey, uint96 signedStake, EpochState state, uint64 supersededAt, uint64 pausedUntil)
     {
+        bytes24 setHash;
+        bool hasVacancy;
+        (state, supersededAt, pausedUntil, setHash, hasVacancy) = _lookUp(epoch);
         signersKey = proof.apk;
-        Epoch memory set = _epochs[epoch];
-        if (set.setHash != _setHash(signersKey, proof.totalStake)) revert SetMismatch(epoch);
-        signedStake = uint96(proof.totalStake);
-        if (set.hasVacancy) signedStake -= _details[epoch].vacantStake;
+        uint128 totalStake = proof.totalStake;
+        if (setHash != _setHash(signersKey, totalStake)) revert SetMismatch(epoch);
+        signedStake = uint96(totalStake);
+        if (hasVacancy) signedStake -= _details[epoch].vacantStake;
 
-        uint256 missing = proof.nonSigners.length;
-        if (missing == 0) return (signersKey, signedStake);
-        G1 memory absent;
-        bytes32 previous;
-        for (uint256 i = 0; i < missing; ++i) {
-            G1 calldata key = proof.nonSigners[i];
-            bytes32 keyId = BLS12381.keyIdOf(key);
-            if (keyId <= previous) revert NonSignersNotAscending(keyId);
-            previous = keyId;
-            uint96 stake = stakeAt(keyId, epoch);
-            if (stake == 0) revert UnknownNonSigner(keyId);
-            signedStake -= stake;
-            BLS12381.accumulate(absent, key);
-        }
-        signersKey = signersKey.add(absent.negate());
+        G1[] calldata absent = proof.nonSigners;
+        if (absent.length == 0) return (signersKey, signedStake, state, supersededAt, pausedUntil);
+        // -(-apk + absent): one addition for each of them
+        signersKey.negate();
+        signedStake -= _subtract(signersKey, absent, epoch);
+        signersKey.negate();
     }
 
     /// @inheritdoc IOperatorRegistry
     function epochStatus(uint64 epoch)
         external
         view
-        returns (uint64 current, uint64 minimum, uint64 supersededAt, uint64 pausedUntil)
+        returns (EpochState state, uint64 supersededAt, uint64 pausedUntil)
     {
-        Status memory status = _status;
-        (current, minimum, pausedUntil) = (status.currentEpoch, status.minEpoch, status.pausedUntil);
-        if (epoch < current) supersededAt = _epochs[epoch].supersededAt;
+        (state, supersededAt, pausedUntil,,) = _lookUp(epoch);
     }
 
     /// @inheritdoc IOperatorRegistry
     function currentEpoch() external view returns (uint64) {
-        return _status.currentEpoch;
-    }
-
-    /// @inheritdoc IOperatorRegistry
-    function minEpoch() external view returns (uint64) {
-        return _status.minEpoch;
+        return _current.epoch;
     }
 
     /// @notice Until when consumption is paused, unix seconds, and from when on it can be paused again.
     function pauseStatus() external view returns (uint64 pausedUntil, uint64 pausableAt) {
-        return (_status.pausedUntil, _status.pausableAt);
+        return (_pause.until, _pause.possibleAt);
     }
 
     /// @inheritdoc IOperatorRegistry
@@ -379,7 +374,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         returns (G1 memory apk, uint128 totalStake, uint64 supersededAt, uint64 activatedAt)
     {
         EpochDetails memory details = _details[epoch];
-        return (details.apk, details.totalStake, _epochs[epoch].supersededAt, details.activatedAt);
+        return (details.apk, details.totalStake, _superseded[epoch].since, details.activatedAt);
     }
 
     /// @notice Ejected stake that still counts in an epoch's total and that nobody can sign for.
@@ -412,12 +407,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     function stakeAt(bytes32 keyId, uint64 epoch) public view returns (uint96) {
         StakeRecord memory record = _stakes[keyId];
         if (epoch >= record.fromEpoch) return epoch < record.toEpoch ? record.stake : 0;
-        StakeRecord[] storage closed = _closedStakes[keyId];
-        for (uint256 i = closed.length; i > 0; --i) {
-            record = closed[i - 1];
-            if (epoch >= record.fromEpoch) return epoch < record.toEpoch ? record.stake : 0;
-        }
-        return 0;
+        return _closedStakeAt(keyId, epoch);
     }
 
     /// @notice A key's registration.
@@ -436,20 +426,57 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
 
     /// @notice What a key signs, under the signature tag, to say that it belongs to an operator and a bus key.
     function registrationDigest(address operator, bytes32 keyId, bytes32 busKey) public view returns (bytes32) {
-        return Hashing.registrationDigest(
-            operator, keyId, busKey, Hashing.registrationDomain(block.chainid, address(this))
-        );
+        return
+            Hashing.registrationDigest(
+                operator, keyId, busKey, Hashing.registrationDomain(block.chainid, address(this))
+            );
     }
 
     // ------------------------------------------------------------------------------------------------------------ private
 
-    function _claimKey(
-        address operator,
-        G1 calldata key_,
-        bytes32 busKey,
-        G2 calldata possession,
-        G2 calldata binding
-    ) private returns (bytes32 keyId) {
+    /// @dev One slot for the current epoch; the minimum is looked at only for older ones.
+    function _lookUp(uint64 epoch)
+        private
+        view
+        returns (EpochState state, uint64 supersededAt, uint64 pausedUntil, bytes24 setHash, bool hasVacancy)
+    {
+        Current memory current = _current;
+        if (current.pauseSet) pausedUntil = _pause.until;
+        if (epoch == current.epoch) {
+            return (EpochState.Current, 0, pausedUntil, current.setHash, current.hasVacancy);
+        }
+        if (epoch > current.epoch) return (EpochState.Unknown, 0, pausedUntil, 0, false);
+        Superseded memory old = _superseded[epoch];
+        state = epoch < minEpoch ? EpochState.Revoked : EpochState.Superseded;
+        return (state, old.since, pausedUntil, old.setHash, old.hasVacancy);
+    }
+
+    /// @dev Adds the absent keys to `total`, demands that each was an operator in the epoch, and sums what they weigh.
+    function _subtract(G1 memory total, G1[] calldata absent, uint64 epoch) private view returns (uint96 stake) {
+        bytes32 previous;
+        for (uint256 i = 0; i < absent.length; ++i) {
+            bytes32 keyId = total.accumulate(absent[i]);
+            if (keyId <= previous) revert NonSignersNotAscending(keyId);
+            previous = keyId;
+            uint96 missing = stakeAt(keyId, epoch);
+            if (missing == 0) revert UnknownNonSigner(keyId);
+            stake += missing;
+        }
+    }
+
+    function _closedStakeAt(bytes32 keyId, uint64 epoch) private view returns (uint96) {
+        StakeRecord[] storage closed = _closedStakes[keyId];
+        for (uint256 i = closed.length; i > 0; --i) {
+            StakeRecord memory record = closed[i - 1];
+            if (epoch >= record.fromEpoch) return epoch < record.toEpoch ? record.stake : 0;
+        }
+        return 0;
+    }
+
+    function _claimKey(address operator, G1 calldata key_, bytes32 busKey, G2 calldata possession, G2 calldata binding)
+        private
+        returns (bytes32 keyId)
+    {
         G1 memory key = key_;
         if (key.isInfinity()) revert InfiniteKey();
         keyId = key.keyId();
@@ -483,7 +510,9 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         bytes32 keyId = change.keyId;
         KeyRecord storage record = _keys[keyId];
         KeyState state = record.state;
-        if (kind == ChangeKind.Join) return state == KeyState.Joining && _join(record, keyId, change.stake, next, epoch);
+        if (kind == ChangeKind.Join) {
+            return state == KeyState.Joining && _join(record, keyId, change.stake, next, epoch);
+        }
         if (kind == ChangeKind.Leave) {
             if (state != KeyState.Leaving) return false;
             _retire(record, keyId, next, epoch);
@@ -537,7 +566,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         uint96 stake = _stakes[keyId].stake;
         _stakes[keyId].toEpoch = epoch;
         countedStakeOf[record.operator] -= stake;
-        next.apk = next.apk.add(record.key.negate());
+        next.apk = next.apk.minus(record.key);
         next.totalStake -= stake;
         _forget(record, keyId);
         emit KeyRetired(record.operator, keyId, epoch);
@@ -549,17 +578,19 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         if (keyOf[record.operator] == keyId) delete keyOf[record.operator];
     }
 
+    /// @dev Closes the current epoch and opens the next with what was built.
     function _open(uint64 epoch, EpochDetails memory next) private {
         next.activatedAt = uint64(block.timestamp);
         _details[epoch] = next;
-        _epochs[epoch] = Epoch(_setHash(next.apk, next.totalStake), 0, next.vacantStake != 0);
-        _epochs[epoch - 1].supersededAt = uint40(block.timestamp);
-        _status.currentEpoch = epoch;
+        Current memory current = _current;
+        _superseded[epoch - 1] = Superseded(current.setHash, uint40(block.timestamp), current.hasVacancy);
+        bool pauseSet = current.pauseSet && block.timestamp < _pause.until;
+        _current = Current(_setHash(next.apk, next.totalStake), uint32(epoch), next.vacantStake != 0, pauseSet);
         emit EpochActivated(epoch, next.apk, next.totalStake, next.vacantStake);
     }
 
     function _sourceStake(address operator) private view returns (uint96 stake) {
-        stake = stakeSource.stakeOf(operator, _status.currentEpoch + 1);
+        stake = stakeSource.stakeOf(operator, uint64(_current.epoch) + 1);
         if (stake > MAX_STAKE) revert StakeTooLarge(stake);
     }
 

@@ -126,9 +126,7 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
             0
         );
         emit PolicyChanged(0, config.policyId, uint64(block.timestamp));
-        emit DemandsChanged(
-            config.quorumBps, config.epochGrace, config.maxCertificateAge, uint64(block.timestamp)
-        );
+        emit DemandsChanged(config.quorumBps, config.epochGrace, config.maxCertificateAge, uint64(block.timestamp));
     }
 
     /// @inheritdoc IPolicyClient
@@ -242,7 +240,9 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
         bytes32 hash = intentHashOf(intent);
         (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(hash, signature);
         if (failure == ECDSA.RecoverError.NoError && signer == from) return;
-        if (from.code.length != 0 && SignatureChecker.isValidERC1271SignatureNowCalldata(from, hash, signature)) return;
+        if (from.code.length != 0 && SignatureChecker.isValidERC1271SignatureNowCalldata(from, hash, signature)) {
+            return;
+        }
         revert SenderNotAuthorized(from);
     }
 

@@ -7,12 +7,7 @@ import {Attestation, Certificate, Intent, Pins, QuorumProof} from "../Types.sol"
 interface IAttestationValidator {
     /// @notice An attestation was spent: its client acts in the same transaction.
     event AttestationConsumed(
-        bytes32 indexed taskId,
-        address indexed policyClient,
-        address indexed from,
-        bytes32 intentHash,
-        uint256 nonce,
-        bytes32 certificateDigest
+        bytes32 indexed taskId, address indexed policyClient, bytes32 indexed intentHash, bytes32 certificateDigest
     );
 
     /// @notice More stake than before was proven to have signed a certificate.
@@ -51,11 +46,13 @@ interface IAttestationValidator {
     /// @notice There is no such epoch yet.
     error UnknownEpoch(uint64 epoch);
     /// @notice An ejection made every certificate of this epoch worthless.
-    error EpochRevoked(uint64 epoch, uint64 minEpoch);
+    error EpochRevoked(uint64 epoch);
     /// @notice The epoch was superseded before the certificate was made, or too long ago for this client.
     error EpochSuperseded(uint64 epoch, uint64 supersededAt);
     /// @notice No quorum proof was given and nothing is remembered of this certificate.
     error NothingRemembered(bytes32 certificateDigest);
+    /// @notice The bytes are not an encoded quorum proof.
+    error MalformedQuorumProof();
     /// @notice Nobody signed, or keys that add up to nothing.
     error NoSigners();
     /// @notice The aggregate signature is not one of the signers on this certificate.

@@ -6,6 +6,14 @@ import {IStakeSource} from "./IStakeSource.sol";
 
 /// @title What others read of the operator registry
 interface IOperatorRegistry {
+    /// @notice Where an epoch stands. Revoked: an ejection raised the minimum above it.
+    enum EpochState {
+        Unknown,
+        Revoked,
+        Superseded,
+        Current
+    }
+
     /// @notice The operator set that counts now; 0 before the first.
     function currentEpoch() external view returns (uint64);
 
@@ -25,22 +33,23 @@ interface IOperatorRegistry {
         view
         returns (G1 memory apk, uint128 totalStake, uint64 supersededAt, uint64 activatedAt);
 
-    /// @notice Everything about an epoch that decides whether its certificates may be consumed, in one call.
-    /// @return current the current epoch
-    /// @return minimum the oldest usable epoch
-    /// @return supersededAt when `epoch` was superseded; 0 for the current one and for one that is not yet
-    /// @return pausedUntil until when consumption is paused, unix seconds
-    function epochStatus(uint64 epoch)
-        external
-        view
-        returns (uint64 current, uint64 minimum, uint64 supersededAt, uint64 pausedUntil);
+    /// @notice Whether certificates of an epoch may be consumed.
+    /// @return state where the epoch stands
+    /// @return supersededAt when it was superseded, unix seconds; 0 unless it is
+    /// @return pausedUntil until when consumption is paused, unix seconds; in the past or 0 when it is not
+    function epochStatus(uint64 epoch) external view returns (EpochState state, uint64 supersededAt, uint64 pausedUntil);
 
-    /// @notice The key and the stake of those who signed: the epoch's set less the proof's non-signers.
+    /// @notice The key and the stake of those who signed, the epoch's set less the proof's non-signers, and the epoch's status.
     /// @dev Reverts unless apk and total are the epoch's, and non-signers are its members, strictly ascending by key id.
-    function signersAt(uint64 epoch, QuorumProof calldata proof)
+    /// @return signersKey the sum of the signers' keys
+    /// @return signedStake what they weigh
+    /// @return state as {epochStatus}
+    /// @return supersededAt as {epochStatus}
+    /// @return pausedUntil as {epochStatus}
+    function quorumAt(uint64 epoch, QuorumProof calldata proof)
         external
         view
-        returns (G1 memory signersKey, uint96 signedStake);
+        returns (G1 memory signersKey, uint96 signedStake, EpochState state, uint64 supersededAt, uint64 pausedUntil);
 
     /// @notice What an operator's keys weigh in the current epoch, all together.
     function countedStakeOf(address operator) external view returns (uint96);

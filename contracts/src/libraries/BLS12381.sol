@@ -60,15 +60,6 @@ library BLS12381 {
         }
     }
 
-    /// @notice As {keyId}, for a key in calldata.
-    function keyIdOf(G1 calldata key) internal pure returns (bytes32 id) {
-        assembly ("memory-safe") {
-            let free := mload(0x40)
-            calldatacopy(free, key, 128)
-            id := keccak256(free, 128)
-        }
-    }
-
     /// @notice `a + b`. Checks that both are on the curve, not that they are in the subgroup.
     function add(G1 memory a, G1 memory b) internal view returns (G1 memory sum) {
         bool done;
@@ -82,27 +73,35 @@ library BLS12381 {
         if (!done) revert PrecompileFailed(G1_ADD);
     }
 
-    /// @notice `total += point`, in place, for a point in calldata.
-    function accumulate(G1 memory total, G1 calldata point) internal view {
+    /// @notice `total += key`, in place, for a key in calldata.
+    /// @return id the key's name, as {keyId}
+    function accumulate(G1 memory total, G1 calldata key) internal view returns (bytes32 id) {
         bool done;
         assembly ("memory-safe") {
             let free := mload(0x40)
+            let added := add(free, 128)
             mcopy(free, total, 128)
-            calldatacopy(add(free, 128), point, 128)
+            calldatacopy(added, key, 128)
+            id := keccak256(added, 128)
             done := staticcall(ADD_GAS, G1_ADD, free, 256, total, 128)
             done := and(done, eq(returndatasize(), 128))
         }
         if (!done) revert PrecompileFailed(G1_ADD);
     }
 
-    /// @notice `-point`, for a point whose coordinates are canonical.
-    function negate(G1 memory point) internal pure returns (G1 memory negated) {
-        if (isInfinity(point)) return negated;
-        (negated.xh, negated.xl) = (point.xh, point.xl);
+    /// @notice `a - b`, on the terms of {add}.
+    function minus(G1 memory a, G1 memory b) internal view returns (G1 memory) {
+        negate(b);
+        return add(a, b);
+    }
+
+    /// @notice `point = -point`, in place, for a point whose coordinates are canonical.
+    function negate(G1 memory point) internal pure {
+        if (isInfinity(point)) return;
         unchecked {
             uint256 low = uint256(point.yl);
-            negated.yl = bytes32(P_LO - low);
-            negated.yh = bytes32(P_HI - uint256(point.yh) - (low > P_LO ? 1 : 0));
+            point.yl = bytes32(P_LO - low);
+            point.yh = bytes32(P_HI - uint256(point.yh) - (low > P_LO ? 1 : 0));
         }
     }
 
@@ -131,19 +130,15 @@ library BLS12381 {
     /// @notice Whether `signature` is one by `key` on the message that hashes to `message`: e(key, message) = e(G, signature).
     /// @dev The precompile checks that every point is canonical, on its curve and in its subgroup; what it refuses is not valid.
     /// Infinity passes the equation, so callers refuse an infinite key.
-    function isSignedBy(G1 memory key, G2 memory message, G2 memory signature) internal view returns (bool valid) {
+    function isSignedBy(G1 memory key, G2 memory message, G2 calldata signature) internal view returns (bool) {
+        uint256 input;
         assembly ("memory-safe") {
-            let free := mload(0x40)
-            mcopy(free, key, 128)
-            mcopy(add(free, 128), message, 256)
-            mstore(add(free, 384), NEG_G1_XH)
-            mstore(add(free, 416), NEG_G1_XL)
-            mstore(add(free, 448), NEG_G1_YH)
-            mstore(add(free, 480), NEG_G1_YL)
-            mcopy(add(free, 512), signature, 256)
-            valid := staticcall(PAIRING_GAS, PAIRING, free, 768, 0, 32)
-            valid := and(and(valid, eq(returndatasize(), 32)), eq(mload(0), 1))
+            input := mload(0x40)
+            mcopy(input, key, 128)
+            mcopy(add(input, 128), message, 256)
+            calldatacopy(add(input, 512), signature, 256)
         }
+        return _pairsToOne(input);
     }
 
     /// @notice Reverts unless the precompiles this library uses exist and compute what they should.
@@ -155,11 +150,34 @@ library BLS12381 {
         }
         if (answer != HASH_OF_ZERO) revert PrecompileFailed(MAP_FP2_TO_G2);
         G1 memory negatedGenerator = G1(NEG_G1_XH, NEG_G1_XL, NEG_G1_YH, NEG_G1_YL);
-        G1 memory generator = negate(negatedGenerator);
+        G1 memory generator = G1(NEG_G1_XH, NEG_G1_XL, NEG_G1_YH, NEG_G1_YL);
+        negate(generator);
         if (!isInfinity(add(generator, negatedGenerator))) revert PrecompileFailed(G1_ADD);
         // under the secret key 1, the hash is its own signature
-        if (!isSignedBy(generator, hashed, hashed)) revert PrecompileFailed(PAIRING);
-        if (isSignedBy(negatedGenerator, hashed, hashed)) revert PrecompileFailed(PAIRING);
+        if (!_selfSigned(generator, hashed) || _selfSigned(negatedGenerator, hashed)) revert PrecompileFailed(PAIRING);
+    }
+
+    function _selfSigned(G1 memory key, G2 memory hashed) private view returns (bool) {
+        uint256 input;
+        assembly ("memory-safe") {
+            input := mload(0x40)
+            mcopy(input, key, 128)
+            mcopy(add(input, 128), hashed, 256)
+            mcopy(add(input, 512), hashed, 256)
+        }
+        return _pairsToOne(input);
+    }
+
+    /// @dev e(first, second) * e(-G, fourth) = 1 for the points at `input`, whose third this fills in.
+    function _pairsToOne(uint256 input) private view returns (bool one) {
+        assembly ("memory-safe") {
+            mstore(add(input, 384), NEG_G1_XH)
+            mstore(add(input, 416), NEG_G1_XL)
+            mstore(add(input, 448), NEG_G1_YH)
+            mstore(add(input, 480), NEG_G1_YL)
+            one := staticcall(PAIRING_GAS, PAIRING, input, 768, 0, 32)
+            one := and(and(one, eq(returndatasize(), 32)), eq(mload(0), 1))
+        }
     }
 
     /// @dev RFC 9380 hash_to_curve for BLS12381G2_XMD:SHA-256_SSWU_RO_: expand the message to 256 bytes, reduce them to two elements of
