@@ -65,7 +65,8 @@ class ProcessSigner:
             if self._process is None or self._process.returncode is not None:
                 await self.start()
             process = self._process
-            assert process is not None and process.stdin is not None
+            assert process is not None
+            assert process.stdin is not None
             try:
                 process.stdin.write(orjson.dumps(request) + b"\n")
                 await process.stdin.drain()

@@ -38,6 +38,13 @@ def upgrade() -> None:
         sa.Column("last_active", sa.BigInteger, nullable=False),
         sa.Column("not_before", sa.BigInteger, nullable=False),
     )
+    op.create_table(
+        "evidence_index",
+        sa.Column("operator", sa.LargeBinary(20), primary_key=True),
+        sa.Column("evidence", sa.LargeBinary(32), primary_key=True),
+        sa.Column("object_sha256", sa.LargeBinary(32), nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
+    )
 
 
 def downgrade() -> None:

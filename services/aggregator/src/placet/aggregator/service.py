@@ -1,0 +1,417 @@
+"""The aggregator's loop: one actor a batch, fed from five topics whose partitions of one number it holds together.
+
+Everything it knows is rebuilt from the bus: offsets are committed only up to the first record of the oldest open batch, and after an
+assignment proposals and attestations are read to their end before anything is published (architecture §3; threats 19).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from placet.aggregator.collection import Collection, check_decided, verify_signature
+from placet.core import limits, topics, wire
+from placet.core.batch import BatchContext, quorum_of
+from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, TopicPartition
+from placet.core.bus.tracing import context_of, fan_in, processing
+from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
+from placet.core.errors import InvalidInput, PlacetError, Unavailable, VerificationFailed
+from placet.core.evm.reader import ChainReader
+from placet.core.gen import authorization_pb2 as pb
+from placet.core.keccak import keccak256
+from placet.core.messages import GroupFailure, Observation, Proposal
+from placet.core.objects import ObjectStore
+from placet.core.telemetry import metrics
+from placet.core.types import ZERO_HASH, Address, Hash32, hex0x
+
+log = logging.getLogger(__name__)
+
+GROUP = "aggregator"
+_RESULTS = metrics.counter("placet_aggregator_results_total", "Tasks that ended, by outcome.", ["outcome"])
+_SECONDS = metrics.histogram("placet_aggregator_certify_seconds", "Time from a batch's arrival to its last result.", [])
+_INPUT = (topics.TASKS, topics.OBSERVATIONS, topics.PROPOSALS, topics.RESPONSES, topics.ATTESTATIONS)
+_MAX_MESSAGES = 16
+"""Of one operator for one batch: an observation, two responses, and redeliveries of them."""
+_KEEP_S = limits.BATCH_LIFETIME_S + limits.CLOCK_SKEW_PAST_S + 5
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long is waited for what."""
+
+    linger_s: float = 0.25
+    straggler_s: float = 0.01
+    respond_within_s: float = 8.0
+
+
+@dataclass(eq=False)
+class _Actor:
+    """One batch: its mailbox and, once its tasks were read, the coroutine that works on it."""
+
+    mailbox: asyncio.Queue[Record] = field(default_factory=asyncio.Queue)
+    task: asyncio.Task[None] | None = None
+    closed: bool = False
+    expires: float = 0.0
+
+
+class AggregatorService:
+    """One replica."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        chains: Mapping[int, ChainReader],
+        objects: ObjectStore,
+        bus_signer: BusSigner,
+        gateways: frozenset[bytes],
+        timing: Timing,
+        threads: int = 2,
+        instance_id: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._bus = bus
+        self._chains = chains
+        self._objects = objects
+        self._signer = bus_signer
+        self._gateways = gateways
+        self._timing = timing
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bls")
+        self._instance_id = instance_id
+        self._clock = clock
+        self._actors: dict[Hash32, _Actor] = {}
+        self._waiting: dict[TopicPartition, deque[tuple[int, Hash32, float]]] = {}
+        self._known_proposals: dict[Hash32, Message] = {}
+        self._known_results: dict[Hash32, list[Message]] = {}
+        self.subscription: Subscription | None = None
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Consume until cancelled."""
+        self.subscription = await self._bus.subscribe(
+            _INPUT, GROUP, instance_id=self._instance_id, on_assigned=self._on_assigned, on_revoked=self._on_revoked
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_house())
+                async for records in self.subscription:
+                    for record in records:
+                        self._take(record)
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for open batches."""
+        tasks = [actor.task for actor in self._actors.values() if actor.task is not None and not actor.task.done()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+
+    async def _on_assigned(self, _: Subscription, partitions: frozenset[TopicPartition]) -> None:
+        """Read what was published for batches that may still be open, before publishing anything for them."""
+        wanted = [at for at in partitions if at.topic in (topics.PROPOSALS, topics.ATTESTATIONS)]
+        since = int((self._clock() - 2 * _KEEP_S) * 1000)
+        starts: dict[TopicPartition, int | None] = dict(await self._bus.offsets_at(wanted, since))
+        for records in (await self._bus.read_many_to_end(starts)).values():
+            for record in records:
+                self._note_published(record)
+
+    async def _on_revoked(self, _: Subscription, partitions: frozenset[TopicPartition]) -> None:
+        numbers = {at.partition for at in partitions}
+        for at in list(self._waiting):
+            if at in partitions:
+                for _offset, batch_id, _expires in self._waiting.pop(at):
+                    actor = self._actors.pop(batch_id, None)
+                    if actor is not None and actor.task is not None:
+                        actor.task.cancel()
+        log.info("partitions %s given up", sorted(numbers))
+
+    def _take(self, record: Record) -> None:
+        key = record.key or b""
+        if len(key) != 32:
+            return
+        batch_id = Hash32(key)
+        expires = record.timestamp_ms / 1000 + _KEEP_S
+        self._waiting.setdefault(record.topic_partition, deque()).append((record.offset, batch_id, expires))
+        if record.topic in (topics.PROPOSALS, topics.ATTESTATIONS):
+            self._note_published(record)
+            return
+        if expires < self._clock():
+            return
+        actor = self._actors.setdefault(batch_id, _Actor())
+        actor.expires = max(actor.expires, expires)
+        if actor.closed:
+            return
+        if record.topic == topics.TASKS:
+            if actor.task is None:
+                actor.task = asyncio.create_task(self._work(actor, record), name=f"batch {batch_id.hex()[:8]}")
+        else:
+            actor.mailbox.put_nowait(record)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            now = self._clock()
+            offsets: dict[TopicPartition, int] = {}
+            for partition, waiting in self._waiting.items():
+                while waiting and self._is_over(*waiting[0][1:], now, partition.topic):
+                    offsets[partition] = waiting.popleft()[0] + 1
+            if offsets and self.subscription is not None:
+                try:
+                    await self.subscription.commit(offsets)
+                except NotAssigned:
+                    pass  # the new owner reads these batches again
+                except BusError as error:
+                    log.warning("commit: %s", error)
+            for batch_id, actor in list(self._actors.items()):
+                if actor.expires < now and (actor.task is None or actor.task.done()):
+                    self._actors.pop(batch_id)
+                    self._known_proposals.pop(batch_id, None)
+                    self._known_results.pop(batch_id, None)
+
+    def _is_over(self, batch_id: Hash32, expires: float, now: float, topic: str) -> bool:
+        if expires < now or topic in (topics.PROPOSALS, topics.ATTESTATIONS):
+            return True
+        actor = self._actors.get(batch_id)
+        return actor is not None and actor.closed
+
+    # --- what was published already
+
+    def _own_key(self, kind: Kind, sender: bytes) -> bytes | None:
+        published = (Kind.PROPOSAL, Kind.ATTESTATION_GROUP, Kind.GROUP_FAILURE)
+        return sender if kind in published and sender == self._signer.public_key else None
+
+    def _note_published(self, record: Record) -> None:
+        try:
+            message = open_envelope(record.value or b"", self._own_key)
+        except (InvalidInput, VerificationFailed) as error:
+            log.warning("%s: record ignored: %s", record.topic, error)
+            return
+        if message.batch_id != record.key:
+            return
+        if message.kind is Kind.PROPOSAL:
+            self._known_proposals.setdefault(message.batch_id, message)
+        elif all(message.raw != known.raw for known in self._known_results.get(message.batch_id, ())):
+            self._known_results.setdefault(message.batch_id, []).append(message)
+
+    def _tasks_closed_by(self, collection: Collection) -> set[int]:
+        closed: set[int] = set()
+        for message in self._known_results.get(collection.context.id, ()):
+            if message.kind is Kind.ATTESTATION_GROUP:
+                closed |= {item.task for item in wire.decode_attestation_group(message.payload).decided}
+            else:
+                closed |= {item.task for item in wire.decode_group_failure(message.payload).failures}
+        return closed
+
+    # --- one batch
+
+    def _gateway_key(self, kind: Kind, sender: bytes) -> bytes | None:
+        return sender if kind is Kind.TASK_BATCH and sender in self._gateways else None
+
+    async def _work(self, actor: _Actor, record: Record) -> None:
+        started = time.perf_counter()
+        with processing(record, GROUP) as span:
+            try:
+                collection = await self._open(record)
+                if collection is None:
+                    actor.closed = True
+                    return
+                await self._collect(collection, actor, record)
+                actor.closed = True
+                _SECONDS.observe(time.perf_counter() - started)
+            except (InvalidInput, VerificationFailed) as error:
+                actor.closed = True
+                span.set_attribute("error.type", error.code)
+                log.warning("batch dropped: %s", error)
+                await self._bus.publish_dlq(record, error, consumer="aggregator")
+            except (PlacetError, BusError) as error:
+                # Not closed: its offsets stay uncommitted, so whoever owns the partition next tries again until the batch expires.
+                span.set_attribute("error.type", type(error).__name__)
+                log.error("batch left open: %s", error)
+
+    async def _open(self, record: Record) -> Collection | None:
+        message = open_envelope(record.value or b"", self._gateway_key)
+        batch, relays = wire.decode_batch(message.payload)
+        context = await asyncio.to_thread(BatchContext.of, batch, relays)
+        if context.id != message.batch_id or context.id != record.key or message.chain_id != batch.chain_id:
+            raise VerificationFailed("the batch is not the one its envelope and key name", field="batchId")
+        reader = self._chains.get(batch.chain_id)
+        if reader is None or batch.validator != reader.deployment.validator:
+            raise VerificationFailed("the batch's chain or validator is none of ours", field="validator")
+        state = await reader.at(batch.block_hash, clients=context.clients())
+        if state.epoch != batch.epoch:
+            raise VerificationFailed(f"the batch names epoch {batch.epoch}, its reference block has {state.epoch}", field="epoch")
+        quorum_bps = quorum_of(state.pins, batch.policy_id)
+        return Collection(context, state.operators, state.pins, quorum_bps if quorum_bps is not None else 10_000)
+
+    async def _collect(self, collection: Collection, actor: _Actor, origin: Record) -> None:
+        """Take messages until every task has a result, or the time is over."""
+        batch = collection.context.batch
+        observe_until = batch.timestamp + batch.observe_for_ms / 1000
+        give_up = min(observe_until + self._timing.respond_within_s, batch.timestamp + limits.BATCH_LIFETIME_S)
+        linger_until: float | None = None
+        contributing: list[Record] = []
+        while True:
+            collection.closed |= self._tasks_closed_by(collection)
+            if not collection.open_tasks:
+                return
+            now = self._clock()
+            for ballot in collection.ready(now, self._timing.straggler_s):
+                group = await asyncio.to_thread(collection.group_of, ballot)
+                with fan_in("aggregate", contributing or [origin], parent=context_of(origin)):
+                    await self._publish(collection, Kind.ATTESTATION_GROUP, topics.ATTESTATIONS, wire.encode_attestation_group(group))
+                collection.closed |= set(ballot.tasks)
+                _RESULTS.labels("certified").inc(len(ballot.tasks))
+            if not collection.open_tasks:
+                return
+            await self._fail_what_is_lost(collection, now, give_up)
+            if not collection.open_tasks:
+                return
+            if linger_until is None and collection.heard_quorum():
+                linger_until = min(now + self._timing.linger_s, max(observe_until, now))
+            if self._may_propose(collection, now, linger_until, observe_until):
+                await self._propose(collection)
+            wake = [give_up]
+            if collection.proposal_digest is None and linger_until is not None:
+                wake.append(max(linger_until, now + 0.001))
+            wake += [
+                b.reached_at + self._timing.straggler_s
+                for b in collection.ballots.values()
+                if b.reached_at is not None and b.reached_at + self._timing.straggler_s > now
+            ]
+            try:
+                record = await asyncio.wait_for(actor.mailbox.get(), max(0.001, min(wake) - now))
+            except TimeoutError:
+                continue
+            if await self._hear(collection, record):
+                contributing.append(record)
+            while not actor.mailbox.empty():
+                record = actor.mailbox.get_nowait()
+                if await self._hear(collection, record):
+                    contributing.append(record)
+
+    async def _fail_what_is_lost(self, collection: Collection, now: float, give_up: float) -> None:
+        if now >= give_up:
+            heard = collection.heard_quorum()
+            code, message = (
+                ("no_quorum", "too little stake signed one answer in time") if heard else ("timeout", "too few operators answered in time")
+            )
+            await self._fail(collection, collection.open_tasks, code, message)
+        elif collection.has_heard_all() and collection.proposal_digest is None:
+            await self._fail(collection, collection.hopeless(), "no_quorum", "operators with too much stake abstain")
+        else:
+            await self._fail(collection, collection.abandoned(), "no_quorum", "too little stake signed one answer")
+
+    def _may_propose(self, collection: Collection, now: float, linger_until: float | None, observe_until: float) -> bool:
+        if collection.proposal_digest is not None or not collection.heard_quorum():
+            return False
+        if any(ballot.reached_at is not None for ballot in collection.ballots.values()):
+            return False  # the whole batch is certified as it is
+        known = self._known_proposals.get(collection.context.id)
+        if known is not None:
+            return True
+        waited = collection.has_heard_all() or (linger_until is not None and now >= linger_until) or now >= observe_until
+        if not waited:
+            return False
+        # Without data, whole-batch signatures are on their way unless somebody abstained or they disagree.
+        return collection.with_outputs or bool(collection.abstentions) or collection.has_heard_all()
+
+    async def _propose(self, collection: Collection) -> None:
+        """Publish the Proposal, unless an earlier one stands (after a restart)."""
+        known = self._known_proposals.get(collection.context.id)
+        if known is None:
+            payload = wire.encode_proposal(Proposal(tuple(collection.heard[address] for address in sorted(collection.heard))))
+            await self._publish(collection, Kind.PROPOSAL, topics.PROPOSALS, payload)
+            collection.proposed = frozenset(collection.heard)
+        else:
+            payload = known.payload
+            listed = wire.decode_proposal(payload).observations
+            collection.proposed = frozenset(Address(pb.Envelope.FromString(envelope).sender) for envelope in listed)
+        collection.proposal_digest = Hash32(keccak256(payload))
+
+    async def _fail(self, collection: Collection, tasks: list[int], code: str, message: str) -> None:
+        if not tasks:
+            return
+        failure = GroupFailure(tuple(collection.failure_of(task, code, message) for task in tasks))
+        await self._publish(collection, Kind.GROUP_FAILURE, topics.ATTESTATIONS, wire.encode_group_failure(failure))
+        collection.closed |= set(tasks)
+        _RESULTS.labels(code).inc(len(tasks))
+
+    async def _publish(self, collection: Collection, kind: Kind, topic: str, payload: bytes) -> None:
+        envelope = seal(
+            self._signer,
+            kind=kind,
+            chain_id=collection.context.batch.chain_id,
+            sender=self._signer.public_key,
+            payload=payload,
+            batch_id=collection.context.id,
+        )
+        await self._bus.publish(topic, collection.context.id, envelope)
+
+    async def _hear(self, collection: Collection, record: Record) -> bool:
+        """Take one operator's message. Whatever does not hold is logged and ignored; it silences nobody."""
+
+        def key_of(kind: Kind, sender: bytes) -> bytes | None:
+            operator = collection.operators.by_address(Address(sender))
+            return operator.bus_key if operator is not None and kind in (Kind.OBSERVATION, Kind.RESPONSE) else None
+
+        try:
+            message = open_envelope(record.value or b"", key_of)
+            if message.batch_id != collection.context.id or message.chain_id != collection.context.batch.chain_id:
+                raise VerificationFailed("the message belongs to another batch", field="batchId")
+            operator = Address(message.sender)
+            collection.messages[operator] = collection.messages.get(operator, 0) + 1
+            if collection.messages[operator] > _MAX_MESSAGES:
+                raise InvalidInput(f"more than {_MAX_MESSAGES} messages of one operator for one batch", field="sender")
+            if message.kind is Kind.OBSERVATION:
+                await self._hear_observation(collection, message)
+            else:
+                await self._hear_response(collection, message)
+        except (InvalidInput, VerificationFailed, Unavailable) as error:
+            log.warning("batch %s: %s ignored: %s", hex0x(collection.context.id), record.topic, error)
+            return False
+        return True
+
+    async def _hear_observation(self, collection: Collection, message: Message) -> None:
+        operator = Address(message.sender)
+        if operator in collection.heard:
+            return
+        observation: Observation = wire.decode_observation(message.payload, collection.size)
+        if observation.blob_sha256 is not None:
+            blob = await self._objects.get(observation.blob_sha256, max_bytes=limits.MAX_OBSERVATION_BLOB_BYTES)
+            observation = wire.decode_observation(blob, collection.size)
+        collection.heard[operator] = message.raw
+        collection.vouched[operator] = frozenset(item.task for item in observation.tasks)
+        collection.with_outputs |= any(item.outputs for item in observation.tasks)
+        collection.note_abstentions(operator, observation.abstentions)
+
+    async def _hear_response(self, collection: Collection, message: Message) -> None:
+        operator = Address(message.sender)
+        if message.proposal_digest != ZERO_HASH and message.proposal_digest != collection.proposal_digest:
+            known = self._known_proposals.get(collection.context.id)
+            if known is None or keccak256(known.payload) != message.proposal_digest:
+                raise VerificationFailed("a response to a proposal that does not stand", field="proposalDigest")
+        response = wire.decode_response(message.payload, collection.size)
+        loop = asyncio.get_running_loop()
+        for group in response.groups:
+            certificate = await loop.run_in_executor(self._pool, check_decided, collection.context, group.decided)
+            ballot = collection.ballot_for(group.decided, certificate)
+            if operator in ballot.signatures:
+                continue
+            held = await loop.run_in_executor(
+                self._pool, verify_signature, collection.context, collection.operators, operator, certificate, group.bls_signature
+            )
+            if not held:
+                raise VerificationFailed("a BLS signature does not hold", field="blsSignature")
+            ballot.signatures[operator] = group.bls_signature
+        if message.proposal_digest != ZERO_HASH:
+            collection.responded.add(operator)
+        elif [len(group.decided) for group in response.groups] == [collection.size] and operator not in collection.heard:
+            collection.heard[operator] = message.raw
+            collection.vouched[operator] = frozenset(range(collection.size))
+        collection.note_abstentions(operator, response.abstentions)

@@ -1,0 +1,216 @@
+"""The policies this operator evaluates: loaded from the object store, checked, admitted, kept prepared.
+
+Admission refuses by size and structure only, with a published checker version; whatever this machine cannot do just now is "not yet", never
+"refused" (threats 29).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from placet.core import topics, wire
+from placet.core.agreement import Component
+from placet.core.bundle import PolicyBundle, PolicyDataArtefact, load_bundle
+from placet.core.bus import Bus, Snapshot
+from placet.core.envelope import BusSigner, Kind, open_envelope, seal
+from placet.core.errors import InvalidInput, NotFound, Unavailable, VerificationFailed
+from placet.core.messages import Admission
+from placet.core.objects import ObjectStore
+from placet.core.types import Address, Hash32, Policy, hex0x
+from placet.sandbox.check import CHECKER_VERSION, check_policy
+from placet.sandbox.errors import PolicyRejected, SandboxUnavailable
+from placet.sandbox.rego import CompiledPolicy, DataSection, PolicySource, RegoEngine, RegoLimits
+
+log = logging.getLogger(__name__)
+
+_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDataInfo:
+    """One admitted PolicyData: what agreement needs of it, and whether it can differ between operators at all."""
+
+    artefact: PolicyDataArtefact
+    component: Component
+    newton: bool
+    imports_nothing: bool
+    needs_secrets: bool
+
+
+class ComponentAdmission(Protocol):
+    """Checks and compiles PolicyData components."""
+
+    async def admit(self, artefact: PolicyDataArtefact) -> PolicyDataInfo:
+        """Raises InvalidInput (refused) or Unavailable (not yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPolicy:
+    """A policy ready to be evaluated."""
+
+    bundle: PolicyBundle
+    compiled: CompiledPolicy
+    data: tuple[PolicyDataInfo, ...]
+
+    @property
+    def policy(self) -> Policy:
+        """The policy."""
+        return self.bundle.policy
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """What agreement needs."""
+        return tuple(item.component for item in self.data)
+
+    @property
+    def needs_observation(self) -> bool:
+        """Whether operators must observe and agree first: it has a PolicyData that imports something."""
+        return any(not item.imports_nothing for item in self.data)
+
+
+def policy_source(policy: Policy) -> PolicySource:
+    """What the Rego sandbox prepares; params are static, so they are part of the prepared image."""
+    return PolicySource(
+        {module.name: module.source.decode() for module in policy.modules},
+        policy.entrypoint,
+        (DataSection("params", policy.params.decode()),),
+        RegoLimits(policy.rego_fuel, policy.rego_memory),
+    )
+
+
+class PolicyStore:
+    """Follows `placet.policies.v1`, admits what it can, and announces the outcome on `placet.admissions.v1`."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        objects: ObjectStore,
+        engine: RegoEngine,
+        components: ComponentAdmission,
+        operator: Address,
+        bus_signer: BusSigner,
+        publishers: frozenset[bytes],
+    ) -> None:
+        self._bus = bus
+        self._objects = objects
+        self._engine = engine
+        self._components = components
+        self._operator = operator
+        self._signer = bus_signer
+        self._publishers = publishers
+        self._loaded: OrderedDict[Hash32, LoadedPolicy] = OrderedDict()
+        self._announced: dict[Hash32, Hash32] = {}
+        self._loading: dict[Hash32, asyncio.Lock] = {}
+        self._snapshot: Snapshot | None = None
+
+    def _key_of(self, kind: Kind, sender: bytes) -> bytes | None:
+        return sender if kind is Kind.POLICY_ANNOUNCEMENT and sender in self._publishers else None
+
+    async def start(self) -> None:
+        """Read what is announced now; admission goes on in `run`."""
+        self._snapshot = await self._bus.snapshot(topics.POLICIES)
+
+    async def run(self) -> None:
+        """Admit every policy announced, now and later."""
+        assert self._snapshot is not None
+        pending: asyncio.Queue[tuple[bytes, bytes | None]] = asyncio.Queue()
+        for key, record in self._snapshot.items():
+            pending.put_nowait((key, record.value))
+
+        async def follow() -> None:
+            assert self._snapshot is not None
+            async for record in self._snapshot.changes():
+                pending.put_nowait((record.key or b"", record.value))
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follow())
+            while True:
+                key, value = await pending.get()
+                if value is not None:
+                    await self._announcement(key, value, pending)
+
+    async def stop(self) -> None:
+        """Stop following."""
+        if self._snapshot is not None:
+            await self._snapshot.close()
+
+    async def _announcement(self, key: bytes, value: bytes, pending: asyncio.Queue[tuple[bytes, bytes | None]]) -> None:
+        try:
+            announcement = wire.decode_policy_announcement(open_envelope(value, self._key_of).payload)
+            if announcement.policy_id != key:
+                raise VerificationFailed("the record's key is not its policy id", field="key")
+        except (InvalidInput, VerificationFailed) as error:
+            log.warning("policy announcement ignored: %s", error)
+            return
+        self._announced[announcement.policy_id] = announcement.bundle_sha256
+        try:
+            await self.get(announcement.policy_id)
+        except (InvalidInput, VerificationFailed) as error:
+            await self._announce(Admission(announcement.policy_id, admitted=False, checker=CHECKER_VERSION, reason=str(error)))
+            log.warning("policy %s refused: %s", hex0x(announcement.policy_id), error)
+        except (Unavailable, NotFound) as error:
+            log.warning("policy %s not admitted yet: %s", hex0x(announcement.policy_id), error)
+            asyncio.get_running_loop().call_later(2.0, pending.put_nowait, (key, value))
+        else:
+            await self._announce(Admission(announcement.policy_id, admitted=True, checker=CHECKER_VERSION, reason=""))
+            log.info("policy %s admitted", hex0x(announcement.policy_id))
+
+    async def _announce(self, admission: Admission) -> None:
+        envelope = seal(self._signer, kind=Kind.ADMISSION, chain_id=0, sender=self._operator, payload=wire.encode_admission(admission))
+        await self._bus.publish(topics.ADMISSIONS, admission.policy_id + self._operator, envelope)
+
+    async def get(self, policy_id: Hash32) -> LoadedPolicy:
+        """A policy, loaded and prepared.
+
+        Raises:
+            NotFound: nobody announced it.
+            InvalidInput, VerificationFailed: it cannot be admitted.
+            Unavailable: not now.
+        """
+        found = self._loaded.get(policy_id)
+        if found is not None:
+            self._loaded.move_to_end(policy_id)
+            return found
+        async with self._loading.setdefault(policy_id, asyncio.Lock()):
+            if policy_id in self._loaded:
+                return self._loaded[policy_id]
+            address = self._announced.get(policy_id)
+            if address is None:
+                raise NotFound("nobody announced this policy", field="policyId")
+            bundle = await load_bundle(self._objects, address, policy_id)
+            loaded = await self._admit(bundle)
+            self._loaded[policy_id] = loaded
+            while len(self._loaded) > _KEPT:
+                self._loaded.popitem(last=False)
+            return loaded
+
+    async def _admit(self, bundle: PolicyBundle) -> LoadedPolicy:
+        policy = bundle.policy
+        if policy.engine_sha256.hex() != self._engine.sha256:
+            raise InvalidInput(f"engine: this operator runs {self._engine.sha256}", field="engineSha256")
+        try:
+            modules: Mapping[str, str] = {module.name: module.source.decode() for module in policy.modules}
+        except UnicodeDecodeError:
+            raise InvalidInput("modules: not UTF-8", field="modules") from None
+        data = tuple([await self._components.admit(artefact) for artefact in bundle.policy_data])
+        try:
+            findings = await asyncio.to_thread(check_policy, self._engine, modules, policy.entrypoint)
+            if findings:
+                raise InvalidInput(f"rego: {'; '.join(map(str, findings[:5]))}", field="modules")
+            compiled = await asyncio.to_thread(self._engine.policy, policy_id_key(bundle), lambda: policy_source(policy))
+        except PolicyRejected as error:
+            raise InvalidInput(f"rego: {error}", field="modules") from None
+        except SandboxUnavailable as error:
+            raise Unavailable(f"sandbox: {error}") from None
+        return LoadedPolicy(bundle, compiled, data)
+
+
+def policy_id_key(bundle: PolicyBundle) -> str:
+    """Key of a prepared image: the policyId, never the Rego alone."""
+    return bundle.id.hex()
