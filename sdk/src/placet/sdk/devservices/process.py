@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class DevServiceError(RuntimeError):
@@ -26,11 +26,16 @@ class DevServiceError(RuntimeError):
 # A preexec_fn would do the same but is unsafe in a program with threads.
 _TRAMPOLINE = """
 import ctypes, os, sys
-parent, death = int(sys.argv[1]), int(sys.argv[2])
-ctypes.CDLL(None).prctl(1, death)
+parent, death, user, group = map(int, sys.argv[1:5])
+libc = ctypes.CDLL(None)
+if user >= 0:
+    os.setgroups([])
+    os.setgid(group)
+    os.setuid(user)
+libc.prctl(1, death)  # after the change of user, which clears it
 if os.getppid() != parent:
     sys.exit(1)
-os.execvp(sys.argv[3], sys.argv[3:])
+os.execvp(sys.argv[5], sys.argv[5:])
 """
 
 
@@ -38,7 +43,7 @@ class OwnedProcess:
     """A process in a group of its own that is stopped by `stop`, at exit, and by the kernel when this process dies.
 
     Start it from a thread that lives on: the kernel's signal comes when the *thread* that forked ends. `stop_signal` is sent first,
-    SIGKILL to the whole group after `stop_timeout_s`.
+    SIGKILL to the whole group after `stop_timeout_s`. `user` (uid, gid) is who it runs as, for a parent that is root.
     """
 
     def __init__(
@@ -48,13 +53,15 @@ class OwnedProcess:
         log_file: Path,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        user: tuple[int, int] | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
         stop_timeout_s: float = 20.0,
     ) -> None:
+        uid, gid = (-1, -1) if user is None else user
         self.log_file = log_file
         self._stop_signal = stop_signal
         self._stop_timeout_s = stop_timeout_s
-        trampoline = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), str(int(stop_signal))]
+        trampoline = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, *map(str, (os.getpid(), int(stop_signal), uid, gid))]
         with log_file.open("ab") as output:
             self._process = subprocess.Popen(
                 [*trampoline, *map(str, arguments)],
@@ -153,10 +160,27 @@ def installing(name: str) -> Iterator[None]:
         yield
 
 
-def run_tool(arguments: Sequence[str | Path], *, what: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
+def run_tool(
+    arguments: Sequence[str | Path],
+    *,
+    what: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    user: tuple[int, int] | None = None,
+) -> str:
     """Runs a program to its end and returns its output; DevServiceError with the output's end if it fails."""
+    as_user: dict[str, Any] = {} if user is None else {"user": user[0], "group": user[1], "extra_groups": []}
     try:
-        result = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+        result: subprocess.CompletedProcess[str] = subprocess.run(
+            list(map(str, arguments)),
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=environment,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            **as_user,
+        )
     except FileNotFoundError as error:
         raise DevServiceError(f"{what} needs {arguments[0]}, which is not on PATH") from error
     if result.returncode:

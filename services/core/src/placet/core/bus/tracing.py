@@ -23,6 +23,7 @@ from opentelemetry.util.types import AttributeValue
 
 from placet.core.bus.records import Headers, Record
 from placet.core.telemetry import names
+from placet.core.telemetry.scope import tracer
 
 TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
 """Baggage is not carried: what a caller put there would reach every operator."""
@@ -31,7 +32,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 def _tracer() -> trace.Tracer:
-    return trace.get_tracer("placet.bus")
+    return tracer("placet.bus")
 
 
 def capture(context: Context | None = None) -> dict[str, str]:
