@@ -149,8 +149,8 @@ class ReplayDiverged(SandboxError):
     """In a replay the component asked something else than was recorded, first at entry `position` (from 0)."""
 
     def __init__(self, position: int, asked: str, recorded: str) -> None:
-        super().__init__(f"entry {position}: asked {asked[:500]}, recorded {recorded[:500]}")
-        self.position = position
+        self.position, self.asked, self.recorded = position, asked[:500], recorded[:500]
+        super().__init__(f"entry {position}: asked {self.asked}, recorded {self.recorded}")
 
 
 class ComponentEngine:

@@ -49,7 +49,9 @@ PREPARE_FUEL = 10_000_000_000
 
 _T = TypeVar("_T")
 
-_MESSAGE_BYTES = 2_000
+_MESSAGE_CHARS = 2_000
+_MESSAGE_LINE_CHARS = 240
+_READ_MESSAGE_BYTES = 64 << 10
 _WASM_PAGE = 65_536
 _MODULE_STACK_HOST_BYTES = 1 << 20
 """wasmtime's stack. The module's own stack (256 KiB) takes up to 1.45 times its size here and must end first."""
@@ -433,8 +435,8 @@ class _Instance:
         if status == 2:
             return Evaluation(None, used)
         if status == 1:
-            text = bytes(memory.read(store, reply + 5, reply + 5 + min(length, _MESSAGE_BYTES)))
-            raise EvaluationFailed("error", text.decode(errors="ignore"), fuel=used)
+            text = bytes(memory.read(store, reply + 5, reply + 5 + min(length, _READ_MESSAGE_BYTES)))
+            raise EvaluationFailed("error", _shortened(text.decode(errors="ignore")), fuel=used)
         if length > max_bytes:
             raise EvaluationFailed("size", f"the value has {length} bytes, more than {max_bytes}", fuel=used)
         return Evaluation(bytes(memory.read(store, reply + 5, reply + 5 + length)).decode(), used)
@@ -465,7 +467,7 @@ class _Instance:
         with suppress(WasmtimeError, Trap):
             self._store.set_fuel(10_000)
             at = self._panic_message(self._store) & 0xFFFF_FFFF
-            text = bytes(self._memory.read(self._store, at, at + _MESSAGE_BYTES))
+            text = bytes(self._memory.read(self._store, at, at + _MESSAGE_CHARS))
             return text.split(b"\0")[0].decode(errors="ignore").strip()
         return ""
 
@@ -474,6 +476,12 @@ def _typed(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise SandboxUnavailable("engine.wasm has other exports than expected")
     return value
+
+
+def _shortened(message: str) -> str:
+    """The engine quotes the line it complains about, whatever its length; the complaint itself comes last."""
+    lines = [line if len(line) <= _MESSAGE_LINE_CHARS else line[:_MESSAGE_LINE_CHARS] + "…" for line in message.strip().splitlines()]
+    return "\n".join(lines)[-_MESSAGE_CHARS:]
 
 
 def _encode(fields: Iterable[str]) -> bytes:

@@ -1,0 +1,311 @@
+"""A pool of worker processes for both sandboxes, for services that live in an event loop.
+
+Workers give parallelism, and a way to stop what does not stop: fuel and memory limits already bound every run. A worker
+runs one request at a time; it is killed when a request's deadline has passed, replaced when it dies or has served its
+share, and dies with this process. Whatever a worker's death interrupts is `SandboxUnavailable`, never a decision.
+
+    async with WorkerPool(cache_dir=Path("/var/lib/placet/sandbox"), size=4) as pool:
+        result = await pool.evaluate(policy_id, source, input_json, data=sections, now_ns=timestamp * 10**9)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from placet.sandbox import wire
+from placet.sandbox.check import Finding
+from placet.sandbox.errors import SandboxUnavailable
+from placet.sandbox.manifest import Manifest
+from placet.sandbox.policydata import AdmissionLimits, Admitted, ComponentRun, RunRequest
+from placet.sandbox.rego import DataSection, Evaluation, Explanation, PolicySource
+from placet.sandbox.transcript import Transcript
+from placet.sandbox.wire import HostConfig
+
+__all__ = ["HostConfig", "PoolBusy", "WorkerPool"]
+
+_BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from placet.sandbox.worker import main; main(sys.argv[2:])"
+_START_TIMEOUT_S = 60.0
+_COMPONENT_GRACE_S = 2.0
+
+
+class PoolBusy(SandboxUnavailable):
+    """More requests are waiting than the pool takes. Ask again later."""
+
+
+class WorkerPool:
+    """`size` workers; at most `queue_limit` requests wait for one. A worker is replaced after `recycle_after` requests."""
+
+    def __init__(
+        self,
+        *,
+        cache_dir: Path,
+        size: int = 2,
+        queue_limit: int = 1_024,
+        recycle_after: int = 10_000,
+        image_budget_bytes: int = 256 << 20,
+        evaluation_deadline_s: float = 30.0,
+    ) -> None:
+        if size < 1:
+            raise ValueError("a pool has at least one worker")
+        self._cache_dir = cache_dir
+        self._size = size
+        self._queue_limit = queue_limit
+        self._recycle_after = recycle_after
+        self._image_budget_bytes = image_budget_bytes
+        self._evaluation_deadline_s = evaluation_deadline_s
+        self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
+        self._places = asyncio.Semaphore(size)
+        self._waiting = 0
+        self._closed = False
+        self.restarts = 0
+        """Workers that were replaced because they died or were killed."""
+
+    async def start(self) -> None:
+        """Starts the workers. The first fills the caches alone, so that a cold start compiles the engine once."""
+        self._cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._idle.append(await self._spawn())
+        self._idle.extend(await asyncio.gather(*(self._spawn() for _ in range(self._size - 1))))
+
+    async def close(self) -> None:
+        """Ends the workers. Requests that still run end as `SandboxUnavailable`."""
+        self._closed = True
+        processes = [*self._idle, *self._busy]
+        self._idle.clear()
+        await asyncio.gather(*(process.end(gently=process not in self._busy) for process in processes))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def evaluate(
+        self,
+        key: str,
+        source: PolicySource,
+        input_json: str,
+        *,
+        data: Sequence[DataSection] = (),
+        now_ns: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Evaluation:
+        """As `CompiledPolicy.evaluate`. `key` is the policyId: it must name `source`, data and limits included."""
+        answer = await self._evaluate(key, source, input_json, data, now_ns, deadline_s, explain=False)
+        return Evaluation(answer["value_json"], answer["fuel"])
+
+    async def explain(
+        self,
+        key: str,
+        source: PolicySource,
+        input_json: str,
+        *,
+        data: Sequence[DataSection] = (),
+        now_ns: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Explanation:
+        """As `CompiledPolicy.explain`."""
+        return wire.explanation_from_wire(await self._evaluate(key, source, input_json, data, now_ns, deadline_s, explain=True))
+
+    async def check(self, modules: Mapping[str, str], entrypoint: str) -> list[Finding]:
+        """As `check_policy`."""
+        message = {"do": "check", "modules": dict(modules), "entrypoint": entrypoint}
+        answer = await self._ask(message, self._evaluation_deadline_s)
+        return [Finding(*row) for row in answer["findings"]]
+
+    async def admit_component(self, component: bytes, manifest: bytes, limits: AdmissionLimits | None = None) -> Admitted:
+        """As `ComponentEngine.admit`. `manifest` is the published bytes. Raises `ManifestError` too."""
+        Manifest.parse(manifest)
+        limits = limits or AdmissionLimits()
+        message = {
+            "do": "admit",
+            "component": base64.b64encode(component).decode(),
+            "manifest": manifest.decode(),
+            "limits": asdict(limits),
+        }
+        return Admitted(**await self._ask(message, limits.wall_s + 10))
+
+    async def run_component(
+        self,
+        sha256: str,
+        manifest: bytes,
+        request: RunRequest,
+        host: HostConfig | None = None,
+        *,
+        digest_key: bytes = b"",
+        replay: Transcript | None = None,
+    ) -> ComponentRun:
+        """As `ComponentEngine.run`; fetching happens in the worker. Killed two seconds after the manifest's deadline."""
+        parsed = Manifest.parse(manifest)
+        message = {
+            "do": "run",
+            "sha256": sha256,
+            "manifest": manifest.decode(),
+            "request": wire.request_to_wire(request),
+            "host": wire.host_to_wire(host or HostConfig()),
+            "digest_key": base64.b64encode(digest_key).decode(),
+            "replay": replay.to_json() if replay is not None else None,
+        }
+        return wire.run_from_wire(await self._ask(message, parsed.limits.deadline_ms / 1_000 + _COMPONENT_GRACE_S))
+
+    async def _evaluate(
+        self,
+        key: str,
+        source: PolicySource,
+        input_json: str,
+        data: Sequence[DataSection],
+        now_ns: int | None,
+        deadline_s: float | None,
+        *,
+        explain: bool,
+    ) -> wire.Message:
+        message: wire.Message = {
+            "do": "evaluate",
+            "key": key,
+            "source": None,
+            "input": input_json,
+            "data": [asdict(section) for section in data],
+            "now_ns": now_ns,
+            "explain": explain,
+        }
+        return await self._ask(message, deadline_s or self._evaluation_deadline_s, key, source)
+
+    async def _ask(
+        self, message: wire.Message, deadline_s: float, key: str | None = None, source: PolicySource | None = None
+    ) -> wire.Message:
+        if self._closed:
+            raise SandboxUnavailable("the pool is closed")
+        if self._places.locked() and self._waiting >= self._queue_limit:
+            raise PoolBusy(f"{self._waiting} requests are waiting")
+        self._waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            return await self._ask_worker(message, deadline_s, key, source)
+        finally:
+            self._places.release()
+
+    async def _ask_worker(self, message: wire.Message, deadline_s: float, key: str | None, source: PolicySource | None) -> wire.Message:
+        process = await self._take(key)
+        self._busy.add(process)
+        sound = False
+        try:
+            async with asyncio.timeout(deadline_s):
+                answer = await process.ask(message)
+                if "needs" in answer and source is not None:
+                    answer = await process.ask({**message, "source": wire.source_to_wire(source)})
+            sound = True
+        except TimeoutError:
+            raise SandboxUnavailable(f"no answer within {deadline_s:g} s") from None
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            raise SandboxUnavailable(f"the worker died ({type(error).__name__})") from None
+        finally:
+            # A cancelled request leaves its worker busy: it goes too.
+            self._busy.discard(process)
+            await self._give_back(process, key, sound=sound)
+        if "error" in answer:
+            raise wire.error_from_wire(answer["error"])
+        result: wire.Message = answer["ok"]
+        return result
+
+    async def _take(self, key: str | None) -> _Process:
+        """An idle worker, one that has the policy prepared if there is one; else a new one."""
+        if self._closed:
+            raise SandboxUnavailable("the pool is closed")
+        for position, process in enumerate(self._idle):
+            if key is not None and key in process.keys:
+                return self._idle.pop(position)
+        return self._idle.pop() if self._idle else await self._spawn()
+
+    async def _give_back(self, process: _Process, key: str | None, *, sound: bool) -> None:
+        if not sound:
+            self.restarts += 1
+            await process.end(gently=False)
+        elif self._closed or process.served >= self._recycle_after:
+            await process.end(gently=True)
+        else:
+            if key is not None:
+                process.keys.add(key)
+            self._idle.append(process)
+
+    async def _spawn(self) -> _Process:
+        # An empty environment: nothing this service was configured with is in a process that runs strangers' code.
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _BOOT,
+            json.dumps(sys.path),
+            str(os.getpid()),
+            str(self._cache_dir),
+            str(self._image_budget_bytes),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={"LANG": "C.UTF-8"},
+        )
+        process = _Process(child)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                answer = await process.read()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            await process.end(gently=False)
+            raise SandboxUnavailable(f"a worker does not start ({type(error).__name__})") from None
+        except asyncio.CancelledError:
+            await process.end(gently=False)
+            raise
+        if "error" in answer:
+            await process.end(gently=True)
+            raise wire.error_from_wire(answer["error"])
+        return process
+
+
+class _Process:
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+        self.served = 0
+        self.keys: set[str] = set()
+        """Policies that it has probably prepared: a hint for choosing a worker."""
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    async def ask(self, message: wire.Message) -> wire.Message:
+        self.served += 1
+        assert self._child.stdin is not None
+        self._child.stdin.write(wire.pack(message))
+        await self._child.stdin.drain()
+        return await self.read()
+
+    async def read(self) -> wire.Message:
+        assert self._child.stdout is not None
+        size = int.from_bytes(await self._child.stdout.readexactly(4), "big")
+        if size > wire.MAX_FRAME_BYTES:
+            raise ValueError("an answer that is too large")
+        answer = json.loads(await self._child.stdout.readexactly(size))
+        if not isinstance(answer, dict):
+            raise ValueError("an answer of another form")
+        return answer
+
+    async def end(self, *, gently: bool) -> None:
+        if gently and self._child.stdin is not None:
+            self._child.stdin.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._child.wait()
+                    return
+        with suppress(ProcessLookupError):
+            self._child.kill()
+        await asyncio.shield(self._child.wait())
