@@ -121,18 +121,19 @@ _SECRET_NAME: Final = re.compile(
     r"(?:^|[_\-.])(?:password|passwd|secret|token|api_?key|apikey|private_?key|priv_?key|mnemonic|seed|authorization|cookie|credentials?|signing_?key)s?$",
     re.IGNORECASE,
 )
-# ... or by what it looks like inside a text: credentials in a URL, Authorization values, name=value pairs, PEM blocks.
+# ... or by what it looks like inside a text: credentials in a URL, Authorization values, name=value pairs, PEM blocks. Every repetition
+# is bounded, and the text is cut first: a caller chooses what is logged, and must not choose how long that takes.
 _PATTERNS: Final = (
-    (re.compile(r"(?P<keep>[a-z][a-z0-9+.\-]*://[^\s/:@]*:)[^\s/@]+(?=@)", re.IGNORECASE), rf"\g<keep>{MASK}"),
-    (re.compile(r"(?P<keep>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE), rf"\g<keep>{MASK}"),
+    (re.compile(r"(?P<keep>://[^\s/:@]{0,128}:)[^\s/@]{1,1024}(?=@)"), rf"\g<keep>{MASK}"),
+    (re.compile(r"(?P<keep>\b(?:bearer|basic)\s{1,4})[A-Za-z0-9._~+/=\-]{6,4096}", re.IGNORECASE), rf"\g<keep>{MASK}"),
     (
         re.compile(
-            r"(?P<keep>\b[\w\-]*(?:password|passwd|secret|token|api[_\-]?key|private[_\-]?key|mnemonic)s?[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&}]+",
+            r"(?P<keep>(?:password|passwd|secret|token|api[_\-]?key|private[_\-]?key|mnemonic)s?[\"']?\s{0,4}[=:]\s{0,4}[\"']?)[^\s\"',;&}]{1,4096}",
             re.IGNORECASE,
         ),
         rf"\g<keep>{MASK}",
     ),
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), MASK),
+    (re.compile(r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,32}PRIVATE KEY-----|$)", re.DOTALL), MASK),
 )
 _MAX_TEXT: Final = 8192
 
@@ -140,10 +141,15 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def masked(text: str) -> str:
-    """`text` without what looks like a credential, and not longer than 8 KiB."""
+    """`text` without what looks like a credential, and not longer than 8 KiB.
+
+    A long text loses its last word with the rest, lest half a credential remain that no pattern knows.
+    """
+    if len(text) > _MAX_TEXT:
+        text = text[:_MAX_TEXT].rsplit(maxsplit=1)[0] + "…" if any(c.isspace() for c in text[:_MAX_TEXT]) else text[: _MAX_TEXT // 2] + "…"
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
-    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+    return text
 
 
 def _safe(name: str, value: Any) -> Any:
