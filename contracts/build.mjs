@@ -32,7 +32,8 @@ function compile() {
     sources,
     settings: {
       evmVersion: "prague",
-      optimizer: { enabled: true, runs: 200 },
+      optimizer: { enabled: true, runs: 20_000 },
+      viaIR: true,
       metadata: { bytecodeHash: "none", appendCBOR: false },
       remappings: ["@openzeppelin/contracts/=node_modules/@openzeppelin/contracts/"],
       outputSelection,

@@ -6,6 +6,7 @@ import {IOperatorRegistry} from "./interfaces/IOperatorRegistry.sol";
 import {IStakeSource} from "./interfaces/IStakeSource.sol";
 import {BLS12381} from "./libraries/BLS12381.sol";
 import {Hashing} from "./libraries/Hashing.sol";
+import {StakeRecord, StakeRecords} from "./libraries/StakeRecords.sol";
 import {G1, G2, OperatorView, QuorumProof} from "./Types.sol";
 
 /// @title Who the operators are, epoch by epoch
@@ -41,13 +42,6 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         bool restakeQueued;
         bytes32 busKey;
         G1 key;
-    }
-
-    /// @notice A key's stake in the epochs `[fromEpoch, toEpoch)`.
-    struct StakeRecord {
-        uint96 stake;
-        uint64 fromEpoch;
-        uint64 toEpoch;
     }
 
     /// @notice A change of the set that waits for its time.
@@ -162,8 +156,6 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     /// @notice How long after a pause's end there can be no other, in seconds.
     uint64 public constant PAUSE_COOLDOWN = 7 days;
 
-    uint64 private constant OPEN = type(uint64).max;
-
     /// @inheritdoc IOperatorRegistry
     IStakeSource public immutable stakeSource;
     /// @inheritdoc IOperatorRegistry
@@ -249,7 +241,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         if (record.state != KeyState.Active) revert KeyNotActive(keyId);
         if (record.restakeQueued) revert RestakeAlreadyQueued(keyId);
         uint96 stake = _sourceStake(record.operator);
-        if (stake == _stakes[keyId].stake) revert StakeUnchanged(keyId);
+        if (stake == _stakes[keyId].stake()) revert StakeUnchanged(keyId);
         record.restakeQueued = true;
         emit RestakeQueued(record.operator, keyId, stake, _queue(keyId, stake, ChangeKind.Restake));
     }
@@ -286,10 +278,10 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
             KeyState state = record.state;
             if (state == KeyState.Unknown || state == KeyState.Gone) revert NothingToEject(keyIds[i]);
             if (state != KeyState.Joining) {
-                vacated += _stakes[keyIds[i]].stake;
+                uint96 stake = _close(keyIds[i], epoch);
+                vacated += stake;
                 next.apk = next.apk.minus(record.key);
-                _stakes[keyIds[i]].toEpoch = epoch;
-                countedStakeOf[record.operator] -= _stakes[keyIds[i]].stake;
+                countedStakeOf[record.operator] -= stake;
                 changed = true;
             }
             _forget(record, keyIds[i]);
@@ -334,17 +326,16 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         bytes24 setHash;
         bool hasVacancy;
         (state, supersededAt, pausedUntil, setHash, hasVacancy) = _lookUp(epoch);
-        signersKey = proof.apk;
-        uint128 totalStake = proof.totalStake;
-        if (setHash != _setHash(signersKey, totalStake)) revert SetMismatch(epoch);
-        signedStake = uint96(totalStake);
+        if (setHash != _setHashIn(proof)) revert SetMismatch(epoch);
+        signedStake = uint96(proof.totalStake);
         if (hasVacancy) signedStake -= _details[epoch].vacantStake;
 
         G1[] calldata absent = proof.nonSigners;
+        signersKey = BLS12381.accumulator(proof.apk);
         if (absent.length == 0) return (signersKey, signedStake, state, supersededAt, pausedUntil);
         // -(-apk + absent): one addition for each of them
         signersKey.negate();
-        signedStake -= _subtract(signersKey, absent, epoch);
+        signedStake -= _addAbsent(signersKey, absent, epoch);
         signersKey.negate();
     }
 
@@ -405,9 +396,8 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
 
     /// @notice A key's stake in an epoch; 0 when it was not in the set, or when the epoch is not yet.
     function stakeAt(bytes32 keyId, uint64 epoch) public view returns (uint96) {
-        StakeRecord memory record = _stakes[keyId];
-        if (epoch >= record.fromEpoch) return epoch < record.toEpoch ? record.stake : 0;
-        return _closedStakeAt(keyId, epoch);
+        StakeRecord record = _stakes[keyId];
+        return record.beginsAfter(epoch) ? _closedStakeAt(keyId, epoch) : record.stakeIn(epoch);
     }
 
     /// @notice A key's registration.
@@ -451,24 +441,36 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         return (state, old.since, pausedUntil, old.setHash, old.hasVacancy);
     }
 
-    /// @dev Adds the absent keys to `total`, demands that each was an operator in the epoch, and sums what they weigh.
-    function _subtract(G1 memory total, G1[] calldata absent, uint64 epoch) private view returns (uint96 stake) {
+    /// @dev Adds the absent keys to an accumulator, demands that each was an operator in the epoch, and sums what they weigh. This loop
+    /// is what a missing operator costs.
+    function _addAbsent(G1 memory accumulator, G1[] calldata absent, uint64 epoch) private view returns (uint96 stake) {
         bytes32 previous;
-        for (uint256 i = 0; i < absent.length; ++i) {
-            bytes32 keyId = total.accumulate(absent[i]);
+        uint256 count = absent.length;
+        for (uint256 i = 0; i < count;) {
+            G1 calldata key;
+            assembly ("memory-safe") {
+                // the array was found to lie inside the calldata, and its members lie one after the other
+                key := add(absent.offset, shl(7, i))
+            }
+            bytes32 keyId = accumulator.accumulate(key);
             if (keyId <= previous) revert NonSignersNotAscending(keyId);
             previous = keyId;
-            uint96 missing = stakeAt(keyId, epoch);
+            StakeRecord record = _stakes[keyId];
+            uint96 missing = record.beginsAfter(epoch) ? _closedStakeAt(keyId, epoch) : record.stakeIn(epoch);
             if (missing == 0) revert UnknownNonSigner(keyId);
-            stake += missing;
+            unchecked {
+                // members of one set, whose total fits
+                stake += missing;
+                ++i;
+            }
         }
     }
 
     function _closedStakeAt(bytes32 keyId, uint64 epoch) private view returns (uint96) {
         StakeRecord[] storage closed = _closedStakes[keyId];
         for (uint256 i = closed.length; i > 0; --i) {
-            StakeRecord memory record = closed[i - 1];
-            if (epoch >= record.fromEpoch) return epoch < record.toEpoch ? record.stake : 0;
+            StakeRecord record = closed[i - 1];
+            if (!record.beginsAfter(epoch)) return record.stakeIn(epoch);
         }
         return 0;
     }
@@ -534,7 +536,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
             return false;
         }
         record.state = KeyState.Active;
-        _stakes[keyId] = StakeRecord(stake, epoch, OPEN);
+        _stakes[keyId] = StakeRecords.open(stake, epoch);
         countedStakeOf[record.operator] += stake;
         next.apk = next.apk.add(record.key);
         next.totalStake += stake;
@@ -551,25 +553,31 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
             _retire(record, keyId, next, epoch);
             return true;
         }
-        StakeRecord memory closing = _stakes[keyId];
-        if (stake == closing.stake) return false;
-        _stakes[keyId] = StakeRecord(stake, epoch, OPEN);
-        countedStakeOf[record.operator] = countedStakeOf[record.operator] - closing.stake + stake;
-        next.totalStake = next.totalStake - closing.stake + stake;
-        closing.toEpoch = epoch;
-        _closedStakes[keyId].push(closing);
+        StakeRecord closing = _stakes[keyId];
+        uint96 before = closing.stake();
+        if (stake == before) return false;
+        _stakes[keyId] = StakeRecords.open(stake, epoch);
+        countedStakeOf[record.operator] = countedStakeOf[record.operator] - before + stake;
+        next.totalStake = next.totalStake - before + stake;
+        _closedStakes[keyId].push(closing.closedAt(epoch));
         emit StakeChanged(record.operator, keyId, epoch, stake);
         return true;
     }
 
     function _retire(KeyRecord storage record, bytes32 keyId, EpochDetails memory next, uint64 epoch) private {
-        uint96 stake = _stakes[keyId].stake;
-        _stakes[keyId].toEpoch = epoch;
+        uint96 stake = _close(keyId, epoch);
         countedStakeOf[record.operator] -= stake;
         next.apk = next.apk.minus(record.key);
         next.totalStake -= stake;
         _forget(record, keyId);
         emit KeyRetired(record.operator, keyId, epoch);
+    }
+
+    /// @dev Ends a key's record before `epoch` and answers what it weighed.
+    function _close(bytes32 keyId, uint64 epoch) private returns (uint96) {
+        StakeRecord record = _stakes[keyId];
+        _stakes[keyId] = record.closedAt(epoch);
+        return record.stake();
     }
 
     function _forget(KeyRecord storage record, bytes32 keyId) private {
@@ -597,6 +605,17 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     function _atMostSourceStake(address operator, uint96 queued, uint64 epoch) private view returns (uint96) {
         uint96 reported = stakeSource.stakeOf(operator, epoch);
         return reported < queued ? reported : queued;
+    }
+
+    /// @dev The hash of the apk and the total that a proof states, which lie one after the other.
+    function _setHashIn(QuorumProof calldata proof) private pure returns (bytes24) {
+        bytes32 hash;
+        assembly ("memory-safe") {
+            let free := mload(0x40)
+            calldatacopy(free, proof, 160)
+            hash := keccak256(free, 160)
+        }
+        return bytes24(hash);
     }
 
     function _setHash(G1 memory apk, uint128 totalStake) private pure returns (bytes24) {

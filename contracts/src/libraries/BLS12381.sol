@@ -45,8 +45,9 @@ library BLS12381 {
     bytes32 private constant POSSESSION_DST_HEAD = "BLS_POP_BLS12381G2_XMD:SHA-256_S";
     bytes32 private constant DST_TAIL = "SWU_RO_POP_";
 
-    /// @dev keccak of hashToG2(32 zero bytes) under the signature tag: the known answer of the self-test.
-    bytes32 private constant HASH_OF_ZERO = 0xe8ed1eeb1cb5050c1c752cd4f384e6f9cfd264c50584d22d6129f8b1a3683ee0;
+    /// @dev A digest, and keccak of the point it hashes to: the known answer of the self-test.
+    bytes32 private constant KNOWN_DIGEST = 0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f;
+    bytes32 private constant KNOWN_POINT = 0x0d620f58fc9aa52c84ed262cdc35a2551866c7a5b3c25e558342a90504f3d2d4;
 
     /// @notice Whether `point` is the point at infinity.
     function isInfinity(G1 memory point) internal pure returns (bool) {
@@ -73,18 +74,24 @@ library BLS12381 {
         if (!done) revert PrecompileFailed(G1_ADD);
     }
 
-    /// @notice `total += key`, in place, for a key in calldata.
+    /// @notice A copy of `point` that keys can be added to with {accumulate}: it has room for one more point behind it.
+    function accumulator(G1 calldata point) internal pure returns (G1 memory copy) {
+        assembly ("memory-safe") {
+            copy := mload(0x40)
+            mstore(0x40, add(copy, 256))
+            calldatacopy(copy, point, 128)
+        }
+    }
+
+    /// @notice `total += key`, in place, for a `total` made by {accumulator}.
     /// @return id the key's name, as {keyId}
     function accumulate(G1 memory total, G1 calldata key) internal view returns (bytes32 id) {
         bool done;
         assembly ("memory-safe") {
-            let free := mload(0x40)
-            let added := add(free, 128)
-            mcopy(free, total, 128)
-            calldatacopy(added, key, 128)
-            id := keccak256(added, 128)
-            done := staticcall(ADD_GAS, G1_ADD, free, 256, total, 128)
-            done := and(done, eq(returndatasize(), 128))
+            let room := add(total, 128)
+            calldatacopy(room, key, 128)
+            id := keccak256(room, 128)
+            done := and(eq(returndatasize(), 128), staticcall(ADD_GAS, G1_ADD, total, 256, total, 128))
         }
         if (!done) revert PrecompileFailed(G1_ADD);
     }
@@ -98,10 +105,12 @@ library BLS12381 {
     /// @notice `point = -point`, in place, for a point whose coordinates are canonical.
     function negate(G1 memory point) internal pure {
         if (isInfinity(point)) return;
-        unchecked {
-            uint256 low = uint256(point.yl);
-            point.yl = bytes32(P_LO - low);
-            point.yh = bytes32(P_HI - uint256(point.yh) - (low > P_LO ? 1 : 0));
+        assembly ("memory-safe") {
+            let high := add(point, 64)
+            let low := add(point, 96)
+            let borrow := gt(mload(low), P_LO)
+            mstore(low, sub(P_LO, mload(low)))
+            mstore(high, sub(sub(P_HI, mload(high)), borrow))
         }
     }
 
@@ -118,13 +127,24 @@ library BLS12381 {
     }
 
     /// @notice The point of G2 that a signature on `digest` is a multiple of.
-    function hashDigest(bytes32 digest) internal view returns (G2 memory) {
-        return _hashToG2(abi.encodePacked(digest), SIGNATURE_DST_HEAD);
+    function hashDigest(bytes32 digest) internal view returns (G2 memory point) {
+        uint256 input;
+        assembly ("memory-safe") {
+            input := mload(0x40)
+            mstore(add(input, 64), digest)
+        }
+        _hashToG2(input, 32, SIGNATURE_DST_HEAD, point);
     }
 
     /// @notice The point of G2 that a proof of possession of `key` is a multiple of.
-    function hashPossession(G1 memory key) internal view returns (G2 memory) {
-        return _hashToG2(compress(key), POSSESSION_DST_HEAD);
+    function hashPossession(G1 memory key) internal view returns (G2 memory point) {
+        bytes memory message = compress(key);
+        uint256 input;
+        assembly ("memory-safe") {
+            input := mload(0x40)
+            mcopy(add(input, 64), add(message, 32), 48)
+        }
+        _hashToG2(input, 48, POSSESSION_DST_HEAD, point);
     }
 
     /// @notice Whether `signature` is one by `key` on the message that hashes to `message`: e(key, message) = e(G, signature).
@@ -143,12 +163,12 @@ library BLS12381 {
 
     /// @notice Reverts unless the precompiles this library uses exist and compute what they should.
     function selfTest() internal view {
-        G2 memory hashed = hashDigest(0);
+        G2 memory hashed = hashDigest(KNOWN_DIGEST);
         bytes32 answer;
         assembly ("memory-safe") {
             answer := keccak256(hashed, 256)
         }
-        if (answer != HASH_OF_ZERO) revert PrecompileFailed(MAP_FP2_TO_G2);
+        if (answer != KNOWN_POINT) revert PrecompileFailed(MAP_FP2_TO_G2);
         G1 memory negatedGenerator = G1(NEG_G1_XH, NEG_G1_XL, NEG_G1_YH, NEG_G1_YL);
         G1 memory generator = G1(NEG_G1_XH, NEG_G1_XL, NEG_G1_YH, NEG_G1_YL);
         negate(generator);
@@ -181,67 +201,76 @@ library BLS12381 {
     }
 
     /// @dev RFC 9380 hash_to_curve for BLS12381G2_XMD:SHA-256_SSWU_RO_: expand the message to 256 bytes, reduce them to two elements of
-    /// Fp2, map each to G2 and add. The mapping precompile clears the cofactor, which is linear, so adding afterwards is right. Messages are short here: at most 145 bytes.
-    function _hashToG2(bytes memory message, bytes32 dstHead) private view returns (G2 memory point) {
+    /// Fp2, map each to G2 and add. The mapping precompile clears the cofactor, which is linear, so adding afterwards is right.
+    /// @param input free memory, in which the message lies 64 bytes further on
+    /// @param length of the message in bytes, at most 145
+    /// @param dstHead first word of the tag
+    /// @param point where the result goes
+    function _hashToG2(uint256 input, uint256 length, bytes32 dstHead, G2 memory point) private view {
         uint256 failed;
         assembly ("memory-safe") {
-            let length := mload(message)
-            let free := mload(0x40)
+            // what is hashed first lies at `input`, the uniform bytes at `uniform`, what is hashed then and the results at `work`
+            let uniform := add(input, 256)
+            let work := add(input, 512)
 
             // expand_message_xmd: b_0 = H(64 zero bytes | message | 256 as two bytes | 0 | DST | length of DST)
-            mstore(free, 0)
-            mstore(add(free, 32), 0)
-            mcopy(add(free, 64), add(message, 32), length)
-            let cursor := add(add(free, 64), length)
-            mstore(cursor, shl(232, 0x010000))
-            mstore(add(cursor, 3), dstHead)
-            mstore(add(cursor, 35), DST_TAIL)
-            mstore8(add(cursor, 46), DST_LENGTH)
-            let done := staticcall(gas(), SHA256, free, add(length, 111), 0, 32)
-            let b0 := mload(0)
+            mstore(input, 0)
+            mstore(add(input, 32), 0)
+            let end := add(add(input, 64), length)
+            mstore(end, shl(232, 0x010000))
+            mstore(add(end, 3), dstHead)
+            mstore(add(end, 35), DST_TAIL)
+            mstore8(add(end, 46), DST_LENGTH)
+            let done := staticcall(gas(), SHA256, input, add(length, 111), 0, 32)
 
-            // b_i = H((b_0 xor b_(i-1)) | i | DST | length of DST), b_1 = H(b_0 | 1 | …), written to `uniform` one after the other
-            let uniform := add(free, 256)
-            let block_ := add(free, 512)
-            mstore(add(block_, 33), dstHead)
-            mstore(add(block_, 65), DST_TAIL)
-            mstore8(add(block_, 76), DST_LENGTH)
-            let previous := 0
-            for { let i := 1 } lt(i, 9) { i := add(i, 1) } {
-                mstore(block_, xor(b0, previous))
-                mstore8(add(block_, 32), i)
-                done := and(staticcall(gas(), SHA256, block_, 77, uniform, 32), done)
-                previous := mload(uniform)
-                uniform := add(uniform, 32)
+            // b_i = H((b_0 xor b_(i-1)) | i | DST | length of DST), where b_1 takes nothing in place of b_(i-1)
+            function next(b0, previous, i, work_, to) -> done_ {
+                mstore(work_, xor(b0, previous))
+                mstore8(add(work_, 32), i)
+                done_ := staticcall(gas(), SHA256, work_, 77, to, 32)
             }
+            mstore(add(work, 33), dstHead)
+            mstore(add(work, 65), DST_TAIL)
+            mstore8(add(work, 76), DST_LENGTH)
+            let b0 := mload(0)
+            done := and(done, next(b0, 0, 1, work, uniform))
+            done := and(done, next(b0, mload(uniform), 2, work, add(uniform, 32)))
+            done := and(done, next(b0, mload(add(uniform, 32)), 3, work, add(uniform, 64)))
+            done := and(done, next(b0, mload(add(uniform, 64)), 4, work, add(uniform, 96)))
+            done := and(done, next(b0, mload(add(uniform, 96)), 5, work, add(uniform, 128)))
+            done := and(done, next(b0, mload(add(uniform, 128)), 6, work, add(uniform, 160)))
+            done := and(done, next(b0, mload(add(uniform, 160)), 7, work, add(uniform, 192)))
+            done := and(done, next(b0, mload(add(uniform, 192)), 8, work, add(uniform, 224)))
             if iszero(done) { failed := SHA256 }
 
             // four numbers of 64 bytes, each reduced as number^1 mod p: lengths 64, 1, 64 | base | 1 | p
-            uniform := add(free, 256)
-            mstore(block_, 64)
-            mstore(add(block_, 32), 1)
-            mstore(add(block_, 64), 64)
-            mstore8(add(block_, 160), 1)
-            mstore(add(block_, 161), P_HI)
-            mstore(add(block_, 193), P_LO)
-            for { let i := 0 } lt(i, 256) { i := add(i, 64) } {
-                mcopy(add(block_, 96), add(uniform, i), 64)
-                done := and(staticcall(MODEXP_GAS, MODEXP, block_, 225, add(uniform, i), 64), done)
-                done := and(done, eq(returndatasize(), 64))
+            function reduce(work_, at) -> done_ {
+                mcopy(add(work_, 96), at, 64)
+                done_ := and(eq(returndatasize(), 64), staticcall(MODEXP_GAS, MODEXP, work_, 225, at, 64))
             }
+            mstore(work, 64)
+            mstore(add(work, 32), 1)
+            mstore(add(work, 64), 64)
+            mstore8(add(work, 160), 1)
+            mstore(add(work, 161), P_HI)
+            mstore(add(work, 193), P_LO)
+            done := reduce(work, uniform)
+            done := and(done, reduce(work, add(uniform, 64)))
+            done := and(done, reduce(work, add(uniform, 128)))
+            done := and(done, reduce(work, add(uniform, 192)))
             if iszero(done) { failed := MODEXP }
 
-            // two maps, one addition; `and` evaluates its second argument first
-            done := and(eq(returndatasize(), 256), staticcall(MAP_GAS, MAP_FP2_TO_G2, uniform, 128, block_, 256))
+            // two maps and one addition; `and` evaluates its second argument first
+            done := and(eq(returndatasize(), 256), staticcall(MAP_GAS, MAP_FP2_TO_G2, uniform, 128, work, 256))
+            uniform := add(uniform, 128)
+            work := add(work, 256)
             done := and(
-                and(
-                    eq(returndatasize(), 256),
-                    staticcall(MAP_GAS, MAP_FP2_TO_G2, add(uniform, 128), 128, add(block_, 256), 256)
-                ),
-                done
+                done,
+                and(eq(returndatasize(), 256), staticcall(MAP_GAS, MAP_FP2_TO_G2, uniform, 128, work, 256))
             )
             if iszero(done) { failed := MAP_FP2_TO_G2 }
-            if iszero(and(eq(returndatasize(), 256), staticcall(ADD_GAS, G2_ADD, block_, 512, point, 256))) {
+            work := sub(work, 256)
+            if iszero(and(eq(returndatasize(), 256), staticcall(ADD_GAS, G2_ADD, work, 512, point, 256))) {
                 failed := G2_ADD
             }
         }
