@@ -74,8 +74,9 @@ def agree(
     components: Sequence[Component],
     operators: OperatorSet,
     quorum_bps: int,
+    denied: frozenset[int] = frozenset(),
 ) -> Agreement:
-    """Agree every task of a batch, then split the tasks into groups.
+    """Agree every task of a batch, then split the tasks into groups. `denied` are tasks that need no data (`decision.early_denial`).
 
     `observations` are the opened ones of a Proposal, at most one an operator. `components` has one entry a PolicyData of the policy; with
     none, the operators that list a task vouch for it.
@@ -88,13 +89,12 @@ def agree(
         address: {item.task: item.outputs for item in observation.tasks} for address, observation in observations.items()
     }
     for task in range(task_count):
+        needed = () if task in denied else components
         observers = sorted(
-            address
-            for address, tasks in observed.items()
-            if address in stake and len(tasks.get(task, ())) == len(components) and task in tasks
+            address for address, tasks in observed.items() if address in stake and task in tasks and len(tasks[task]) == len(needed)
         )
         try:
-            agreed[task] = _agree_task(task, observers, observed, components, stake, threshold)
+            agreed[task] = _agree_task(task, observers, observed, needed, stake, threshold)
         except Disagreement as error:
             failed.append(FailedTask(task, f"operators do not agree: {error}"))
     groups, dropped = split_into_groups(agreed.values())

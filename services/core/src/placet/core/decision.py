@@ -108,6 +108,20 @@ def bound_arguments(policy: Policy, position: int, source: TaskInput) -> bytes:
     return jsonx.canonical(arguments)
 
 
+def early_denial(context: BatchContext, index: int, policy: Policy) -> str | None:
+    """Why task `index` is denied whatever the data says: the intent is none that the policy judges, or an argument is bound to nothing.
+
+    Such a task is not observed; every operator comes to this by itself.
+    """
+    try:
+        source = task_input(context, index, policy, 0)
+        for position in range(len(policy.policy_data_ids)):
+            bound_arguments(policy, position, source)
+    except DeniedBeforeEvaluation as error:
+        return str(error)
+    return None
+
+
 def decision_content(allow: bool, reasons: Sequence[str], value_json: str | None) -> bytes:
     """The `decision` part of the evidence: canonical JSON of the verdict, its reasons, and the policy's value as the engine wrote it."""
     return jsonx.canonical({"allow": allow, "reasons": list(reasons), "value": value_json})

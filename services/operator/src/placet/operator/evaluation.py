@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from placet.core import limits
 from placet.core.batch import BatchContext
-from placet.core.decision import DeniedBeforeEvaluation, decide, decision_content, task_input
+from placet.core.decision import decide, decision_content, early_denial, task_input
 from placet.core.errors import Unavailable
 from placet.core.evidence import EvidenceRecord
 from placet.core.messages import DecidedTask
@@ -35,10 +35,10 @@ def verdict(loaded: LoadedPolicy, context: BatchContext, task: TaskToDecide) -> 
     Raises:
         SandboxUnavailable: this machine could not run it (abstain).
     """
-    try:
-        source = task_input(context, task.index, loaded.policy, task.sequence)
-    except DeniedBeforeEvaluation as error:
-        return False, decision_content(False, [str(error)], None)
+    reason = early_denial(context, task.index, loaded.policy)
+    if reason is not None:
+        return False, decision_content(False, [reason], None)
+    source = task_input(context, task.index, loaded.policy, task.sequence)
     sections = [DataSection("args", source.args_json), DataSection("task", source.task_json)]
     sections += [DataSection("wasm", output.decode(), info.newton) for output, info in zip(task.outputs, loaded.data, strict=True)]
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,9 +21,10 @@ from placet.core.envelope import BusSigner, Kind, open_envelope, seal
 from placet.core.errors import InvalidInput, NotFound, Unavailable, VerificationFailed
 from placet.core.messages import Admission
 from placet.core.objects import ObjectStore
-from placet.core.types import Address, Hash32, Policy, hex0x
+from placet.core.types import Address, BindingSource, Hash32, Policy, hex0x
 from placet.sandbox.check import CHECKER_VERSION, check_policy
 from placet.sandbox.errors import PolicyRejected, SandboxUnavailable
+from placet.sandbox.manifest import Manifest
 from placet.sandbox.rego import CompiledPolicy, DataSection, PolicySource, RegoEngine, RegoLimits
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class PolicyDataInfo:
     """One admitted PolicyData: what agreement needs of it, and whether it can differ between operators at all."""
 
     artefact: PolicyDataArtefact
+    manifest: Manifest
     component: Component
     newton: bool
     imports_nothing: bool
@@ -199,6 +201,7 @@ class PolicyStore:
         except UnicodeDecodeError:
             raise InvalidInput("modules: not UTF-8", field="modules") from None
         data = tuple([await self._components.admit(artefact) for artefact in bundle.policy_data])
+        check_bindings(policy, data)
         try:
             findings = await asyncio.to_thread(check_policy, self._engine, modules, policy.entrypoint)
             if findings:
@@ -214,3 +217,26 @@ class PolicyStore:
 def policy_id_key(bundle: PolicyBundle) -> str:
     """Key of a prepared image: the policyId, never the Rego alone."""
     return bundle.id.hex()
+
+
+def check_bindings(policy: Policy, data: Sequence[PolicyDataInfo]) -> None:
+    """Every argument a component requires is bound; none that names an endpoint, a contract or a subject is the caller's (threats 3).
+
+    Raises:
+        InvalidInput: naming the argument.
+    """
+    bound = {(binding.policy_data, binding.name): binding for binding in policy.bindings}
+    for position, info in enumerate(data):
+        for name in sorted(info.manifest.arguments.required):
+            if (position, name) not in bound:
+                raise InvalidInput(f"bindings: argument {name!r} of PolicyData {position} is bound to nothing", field="bindings")
+        for (at, name), binding in bound.items():
+            if at != position:
+                continue
+            if name not in info.manifest.arguments.properties:
+                raise InvalidInput(f"bindings: PolicyData {position} has no argument {name!r}", field="bindings")
+            place = f"/{name}"
+            forbidden = [p for p in info.manifest.caller_forbidden if p == place or p.startswith(place + "/")]
+            if binding.source is BindingSource.CALLER and forbidden:
+                message = f"bindings: {forbidden[0]} of PolicyData {position} may not be the caller's: it is what is looked at or screened"
+                raise InvalidInput(message, field="bindings")

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from placet.core import limits, topics, wire
 from placet.core.agreement import Agreement, Group, agree, whole_batch
 from placet.core.batch import BatchContext, quorum_of
 from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, TopicPartition
 from placet.core.bus.tracing import processing
+from placet.core.decision import early_denial
 from placet.core.digests import action_key, leaf_struct_hash
 from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
 from placet.core.errors import InvalidInput, NotFound, PlacetError, Unavailable, VerificationFailed
@@ -35,6 +35,7 @@ from placet.core.telemetry import metrics
 from placet.core.types import ZERO_HASH, Address, Certificate, Hash32, hex0x
 from placet.operator.evaluation import Evaluator, TaskToDecide
 from placet.operator.evidence_store import EvidenceStore
+from placet.operator.observing import ObservationFailed, Observer
 from placet.operator.policies import LoadedPolicy, PolicyStore
 from placet.operator.signing import BlsSigner
 from placet.operator.signing_log import LeafConflict, LeafEntry, SigningLog
@@ -44,22 +45,6 @@ log = logging.getLogger(__name__)
 _BATCHES = metrics.counter("placet_operator_batches_total", "Batches handled, by outcome.", ["outcome"])
 _TASKS = metrics.counter("placet_operator_tasks_total", "Tasks decided or abstained from.", ["outcome"])
 _SECONDS = metrics.histogram("placet_operator_respond_seconds", "Time from a batch's arrival to its response.", [])
-
-
-class ObservationFailed(Exception):
-    """This operator could not observe a task: fetch, wall-clock deadline, missing artefact. An abstention, never a denial."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-class Observer(Protocol):
-    """Runs a policy's PolicyData for one task."""
-
-    async def observe(self, loaded: LoadedPolicy, context: BatchContext, index: int, state: BlockState, deadline: float) -> TaskObservation:
-        """Canonical outputs and transcript digests. `deadline` in unix seconds. Raises ObservationFailed."""
 
 
 @dataclass(eq=False)
@@ -431,9 +416,9 @@ class OperatorService:
         if run.state.operators.stake_of(frozenset(observations)) * 10_000 < run.state.operators.total_stake * run.quorum_bps:
             raise VerificationFailed("the proposal rests on less than quorum stake", field="observations")
         size = len(run.context.batch.tasks)
-        agreement = await asyncio.to_thread(
-            agree, size, observations, run.loaded.components if run.loaded.needs_observation else (), run.state.operators, run.quorum_bps
-        )
+        components = run.loaded.components if run.loaded.needs_observation else ()
+        denied = frozenset(i for i in range(size) if components and early_denial(run.context, i, run.loaded.policy) is not None)
+        agreement = await asyncio.to_thread(agree, size, observations, components, run.state.operators, run.quorum_bps, denied)
         envelopes = proposal.observations if run.loaded.needs_observation else ()
         await self._respond(run, agreement, envelopes, digest)
 

@@ -1,0 +1,267 @@
+"""The REST surface `/api/v1` (RFC 9457 problem documents). Thin: parses, calls, renders."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from eth_abi import abi
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from placet.core import calls
+from placet.core.bus import BusError
+from placet.core.errors import Internal, InvalidInput, NotFound, PlacetError, TooLarge, Unavailable
+from placet.core.evm.reader import ChainReader
+from placet.core.types import UINT64_MAX, UINT256_MAX, address_from, hash_from, hex0x
+from placet.gateway import requests as parsing
+from placet.gateway.intents import Intents
+from placet.gateway.keys import Authenticator
+from placet.gateway.policybook import PolicyBook
+from placet.gateway.store import ApiKey
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Response]]
+_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,3})(?:$|[,;\s])")
+MAX_IDEMPOTENCY_KEY = 255
+
+
+def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(orjson.dumps(content), status, media_type="application/json", headers=headers)
+
+
+def problem(error: PlacetError) -> Response:
+    """An RFC 9457 problem document."""
+    headers = {"retry-after": "1"} if error.http_status in (429, 503) else None
+    return Response(orjson.dumps(error.problem()), error.http_status, media_type="application/problem+json", headers=headers)
+
+
+async def bounded_body(request: Request) -> bytes:
+    """The request's body, refused as soon as it exceeds the limit."""
+    announced = request.headers.get("content-length")
+    if announced is not None and (not announced.isdigit() or int(announced) > parsing.MAX_BODY_BYTES):
+        raise TooLarge(f"body: at most {parsing.MAX_BODY_BYTES} bytes", field="body")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > parsing.MAX_BODY_BYTES:
+            raise TooLarge(f"body: at most {parsing.MAX_BODY_BYTES} bytes", field="body")
+    return bytes(body)
+
+
+class Api:
+    """The routes of `/api/v1`."""
+
+    def __init__(
+        self,
+        *,
+        intents: Intents,
+        authenticator: Authenticator,
+        policies: PolicyBook,
+        chains: dict[int, ChainReader],
+        answer_within_s: float,
+    ) -> None:
+        self._intents = intents
+        self._auth = authenticator
+        self._policies = policies
+        self._chains = chains
+        self._answer_within_s = answer_within_s
+
+    def app(self, extra: list[Route] | None = None) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/api/v1/intents/prepare", self._guard(self.prepare), methods=["POST"]),
+            Route("/api/v1/intents", self._guard(self.submit), methods=["POST"]),
+            Route("/api/v1/tasks/{task_id}", self._guard(self.task), methods=["GET"]),
+            Route("/api/v1/attestations/{task_id}", self._guard(self.attestation), methods=["GET"]),
+            Route("/api/v1/policies", self._guard(self.policies), methods=["GET"]),
+            Route("/api/v1/policies", self._guard(self.announce), methods=["POST"]),
+            Route("/api/v1/policies/{policy_id}", self._guard(self.policy), methods=["GET"]),
+            Route("/api/v1/operators", self._guard(self.operators), methods=["GET"]),
+            *(extra or []),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _unexpected}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    def _guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]]) -> Handler:
+        async def guarded(request: Request) -> Response:
+            try:
+                key = await self._auth.authenticate(request.headers.get("authorization"))
+                return await handler(request, key)
+            except PlacetError as error:
+                return problem(error)
+            except BusError as error:
+                log.error("bus: %s", error)
+                return problem(Unavailable("the message bus does not answer"))
+
+        return guarded
+
+    async def prepare(self, request: Request, key: ApiKey) -> Response:
+        """Typed data, an unused nonce and a default deadline for a call."""
+        body = parsing.parse_body(await bounded_body(request))
+        if not isinstance(body, dict) or not isinstance(body.get("call"), dict):
+            raise InvalidInput("an object with policyClient and call wanted", field="/call")
+        call = body["call"]
+        client = address_from(body.get("policyClient", ""), field="/policyClient")
+        chain_id = body.get("chainId", next(iter(self._chains)) if len(self._chains) == 1 else None)
+        if not isinstance(chain_id, int) or not 0 <= chain_id <= UINT64_MAX:
+            raise InvalidInput(f"which of the chains {sorted(self._chains)}?", field="/chainId")
+        signature = call.get("functionSignature", "()")
+        function = calls.parse_signature(signature if isinstance(signature, str) else "")
+        prepared = {
+            "sender": address_from(call.get("from", ""), field="/call/from"),
+            "to": address_from(call.get("to", body.get("policyClient", "")), field="/call/to"),
+            "value": parsing.uint(call.get("value", "0"), "/call/value", UINT256_MAX),
+            "function_signature": signature,
+            "data": _calldata(call, function),
+        }
+        return reply(await self._intents.prepare(chain_id, client, prepared, key))
+
+    async def submit(self, request: Request, key: ApiKey) -> Response:
+        """Submit an intent; 200 for allow and deny alike, 202 with `Prefer: respond-async`."""
+        parsed = parsing.parse_intent_request(await bounded_body(request))
+        name = request.headers.get("idempotency-key")
+        if name is not None and not 1 <= len(name) <= MAX_IDEMPOTENCY_KEY:
+            raise InvalidInput(f"Idempotency-Key: 1 to {MAX_IDEMPOTENCY_KEY} characters", field="Idempotency-Key")
+        prefer = request.headers.get("prefer", "")
+        wait_s = self._answer_within_s
+        if "respond-async" in prefer:
+            wait_s = 0.0
+        elif match := _WAIT.search(prefer):
+            wait_s = min(wait_s, float(match[1]))
+        accepted = await self._intents.submit(parsed, key, name, wait_s)
+        location = {"location": f"/api/v1/tasks/{hex0x(accepted.task_id)}"}
+        if accepted.answer is None:
+            return reply({"taskId": hex0x(accepted.task_id), "stage": accepted.stage}, 202, location)
+        return reply(accepted.answer, 200, location)
+
+    async def task(self, request: Request, key: ApiKey) -> Response:
+        """A task with its stage, and its answer once there is one."""
+        row = await self._intents.task(hash_from(request.path_params["task_id"], field="taskId"), key)
+        content: dict[str, Any] = {"taskId": hex0x(row.task_id), "stage": row.stage, "createdAt": row.created_at}
+        if row.result is not None:
+            content["result"] = row.result
+        return reply(content)
+
+    async def attestation(self, request: Request, key: ApiKey) -> Response:
+        """The attestation of a task."""
+        row = await self._intents.task(hash_from(request.path_params["task_id"], field="taskId"), key)
+        if row.result is None or "attestation" not in row.result:
+            raise NotFound("this task has no attestation", taskId=hex0x(row.task_id), stage=row.stage)
+        return reply(row.result["attestation"])
+
+    async def policies(self, request: Request, key: ApiKey) -> Response:
+        """Ids of the policies announced here."""
+        return reply({"policies": [hex0x(policy_id) for policy_id in sorted(self._policies.known())]})
+
+    async def announce(self, request: Request, key: ApiKey) -> Response:
+        """Announce a policy whose bundle lies in the object store."""
+        body = parsing.parse_body(await bounded_body(request))
+        if not isinstance(body, dict):
+            raise InvalidInput("an object wanted", field="body")
+        policy_id = hash_from(body.get("policyId", ""), field="/policyId")
+        await self._policies.announce(policy_id, hash_from(body.get("bundleSha256", ""), field="/bundleSha256"))
+        return reply({"policyId": hex0x(policy_id)}, 202, {"location": f"/api/v1/policies/{hex0x(policy_id)}"})
+
+    async def policy(self, request: Request, key: ApiKey) -> Response:
+        """A policy, and which operators have admitted it."""
+        policy_id = hash_from(request.path_params["policy_id"], field="policyId")
+        policy = (await self._policies.bundle(policy_id)).policy
+        admissions: dict[str, Any] = {}
+        for chain_id, reader in self._chains.items():
+            block = await reader.latest_block()
+            operators = (await reader.at(block.hash)).operators
+            said = self._policies.admissions(policy_id, operators)
+            admissions[str(chain_id)] = [
+                {
+                    "operator": hex0x(operator.address),
+                    "stake": str(operator.stake),
+                    "admitted": said[operator.address].admitted if operator.address in said else None,
+                    "reason": said[operator.address].reason if operator.address in said else "nothing heard yet",
+                }
+                for operator in operators.operators
+            ]
+        return reply(
+            {
+                "policyId": hex0x(policy_id),
+                "entrypoint": policy.entrypoint,
+                "modules": [{"name": m.name, "source": m.source.decode("utf-8", "replace")} for m in policy.modules],
+                "params": json.loads(policy.params),
+                "ordering": policy.ordering.name.lower(),
+                "validFor": policy.valid_for,
+                "retryAfter": policy.retry_after,
+                "policyDataIds": [hex0x(item) for item in policy.policy_data_ids],
+                "calls": [{"target": "self" if c.to_self else hex0x(c.target), "functionSignature": c.signature} for c in policy.calls],
+                "engineSha256": policy.engine_sha256.hex(),
+                "admissions": admissions,
+            }
+        )
+
+    async def operators(self, request: Request, key: ApiKey) -> Response:
+        """The operators of every chain's current epoch."""
+        content = {}
+        for chain_id, reader in self._chains.items():
+            block = await reader.latest_block()
+            state = await reader.at(block.hash)
+            content[str(chain_id)] = {
+                "epoch": state.epoch,
+                "totalStake": str(state.operators.total_stake),
+                "operators": [
+                    {
+                        "operator": hex0x(operator.address),
+                        "keyId": hex0x(operator.key_id),
+                        "blsKey": hex0x(operator.bls_key),
+                        "busKey": hex0x(operator.bus_key),
+                        "stake": str(operator.stake),
+                    }
+                    for operator in state.operators.operators
+                ],
+            }
+        return reply({"chains": content})
+
+
+def _calldata(call: dict[str, Any], function: calls.Function) -> bytes:
+    """Calldata as given, or encoded from `arguments`."""
+    if "data" in call:
+        return parsing.hex_bytes(call["data"], "/call/data", 32 << 10)
+    arguments = call.get("arguments", [])
+    if not isinstance(arguments, list) or len(arguments) != len(function.types):
+        raise InvalidInput(f"/call/arguments: {len(function.types)} wanted", field="/call/arguments")
+    try:
+        values = [_argument(kind, value) for kind, value in zip(function.type_names, arguments, strict=True)]
+        return function.selector + abi.encode(list(function.type_names), values)
+    except Exception as error:  # noqa: BLE001 - eth_abi raises many kinds for wrong values
+        raise InvalidInput(f"/call/arguments: {type(error).__name__}: {error}"[:300], field="/call/arguments") from None
+
+
+def _argument(kind: str, value: Any) -> Any:
+    if isinstance(value, list):
+        inner = kind[: kind.rindex("[")] if kind.endswith("]") else kind
+        return [_argument(inner, item) for item in value]
+    if kind.startswith(("uint", "int")) and isinstance(value, str):
+        return int(value)
+    if kind.startswith("bytes") and isinstance(value, str):
+        return bytes.fromhex(value.removeprefix("0x"))
+    return value
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    class _Status(PlacetError):
+        code = "not_found" if error.status_code == 404 else "method_not_allowed" if error.status_code == 405 else "invalid_input"
+        http_status = error.status_code
+
+    return problem(_Status(str(error.detail)))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.exception("unexpected error", exc_info=error)
+    return problem(Internal("something went wrong here; it has been logged"))

@@ -1,0 +1,27 @@
+"""The gateway's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from placet.core import limits
+from placet.core.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """One replica of the gateway."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535, description="the public HTTP port; 0 picks a free one")
+    database: SecretStr
+    bus_key_file: Path = Field(description="32-byte Ed25519 seed, hex; operators must trust its public key")
+    trusted_aggregators: list[str] = Field(min_length=1, description="Ed25519 keys (0x hex) whose attestations are taken")
+    evidence_urls: list[str] = Field(default_factory=list, description="where operators serve evidence records")
+    batch_wait_ms: float = Field(default=4.0, ge=0, le=1000, description="how long the oldest task of a batch waits for company")
+    observe_for_ms: int = Field(default=limits.DEFAULT_OBSERVE_FOR_MS, ge=100, le=limits.MAX_OBSERVE_FOR_MS)
+    answer_within_s: float = Field(default=20.0, gt=0, le=60, description="how long a caller is kept waiting for a result")
+    max_waiting: int = Field(default=10_000, ge=1, description="tasks in hand; beyond it callers are asked to come back")
+    simulation_threads: int = Field(default=1, ge=1, le=16)
+    compiled_cache: Path | None = None

@@ -1,0 +1,310 @@
+"""What happens to an intent: early checks (operators repeat all of them), idempotency, batching, waiting. No HTTP here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from placet.core import calls
+from placet.core.digests import args_hash, intent_hash
+from placet.core.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    IdempotencyConflict,
+    InvalidInput,
+    NoQuorum,
+    NotFound,
+    PlacetError,
+    PolicyNotAdmitted,
+    Unavailable,
+    VerificationFailed,
+    WrongPolicy,
+)
+from placet.core.evm import contracts
+from placet.core.evm.reader import BlockState, ChainReader
+from placet.core.keccak import keccak256
+from placet.core.senders import is_signed_by
+from placet.core.types import Address, Hash32, Intent, Pins, Task, hex0x
+from placet.gateway.batcher import Asked, Batcher, Submitted, new_salt
+from placet.gateway.policybook import PolicyBook
+from placet.gateway.requests import IntentRequest, intent_json
+from placet.gateway.results import Results
+from placet.gateway.store import ApiKey, Store, TaskRow
+
+_STATE_S = 0.2
+_HANDED_OUT_S = 600
+_MAX_NONCE_WORDS = 64
+DEFAULT_DEADLINE_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A task that has been submitted, and its answer when there is one."""
+
+    task_id: Hash32
+    stage: str
+    answer: dict[str, Any] | None
+
+
+class Intents:
+    """The gateway's main job."""
+
+    def __init__(
+        self,
+        *,
+        chains: Mapping[int, ChainReader],
+        store: Store,
+        policies: PolicyBook,
+        batcher: Batcher,
+        results: Results,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._chains = chains
+        self._store = store
+        self._policies = policies
+        self._batcher = batcher
+        self._results = results
+        self._clock = clock
+        self._states: dict[tuple[int, Address], tuple[float, BlockState]] = {}
+        self._handed_out: OrderedDict[tuple[int, Address, Address, int], float] = OrderedDict()
+        self._in_hand: dict[Hash32, asyncio.Future[Submitted]] = {}
+
+    async def state_of(self, chain_id: int, client: Address) -> tuple[BlockState, Pins]:
+        """The client's pins now (at most 200 ms old).
+
+        Raises:
+            InvalidInput: the chain is not served. WrongPolicy: the address is no policy client.
+        """
+        reader = self._chains.get(chain_id)
+        if reader is None:
+            raise InvalidInput(f"chain {chain_id} is not served here: {sorted(self._chains)}", field="/intent/chainId")
+        now = asyncio.get_running_loop().time()
+        cached = self._states.get((chain_id, client))
+        if cached is None or now - cached[0] > _STATE_S:
+            block = await reader.latest_block()
+            cached = (now, await reader.at(block.hash, clients=[client]))
+            if len(self._states) > 4096:
+                self._states.clear()
+            self._states[(chain_id, client)] = cached
+        pins = cached[1].pins.get(client)
+        if pins is None:
+            raise WrongPolicy(f"{hex0x(client)} is no policy client on chain {chain_id}", field="/policyClient")
+        return cached[1], pins
+
+    # --- prepare
+
+    async def prepare(self, chain_id: int, client: Address, call: Mapping[str, Any], key: ApiKey) -> dict[str, Any]:
+        """EIP-712 typed data for a call, with an unused nonce and a default deadline.
+
+        `call` has sender, to, value, data, function_signature.
+        """
+        self._check_client(key, client)
+        _, pins = await self.state_of(chain_id, client)
+        nonce = await self._unused_nonce(chain_id, client, call["sender"])
+        intent = Intent(
+            sender=call["sender"],
+            to=call["to"],
+            value=call["value"],
+            data=call["data"],
+            chain_id=chain_id,
+            function_signature=call["function_signature"],
+            nonce=nonce,
+            deadline=int(self._clock()) + DEFAULT_DEADLINE_S,
+        )
+        try:
+            bundle = await self._policies.bundle(pins.policy_id)
+            calls.decode_intent(intent, client, bundle.policy.calls)
+            governed: str | None = None
+        except calls.NotGoverned as error:
+            governed = str(error)
+        except NotFound:
+            governed = "the client's policy is not known here"
+        return {
+            "policyClient": hex0x(client),
+            "policyId": hex0x(pins.policy_id),
+            "intent": intent_json(intent),
+            "intentHash": hex0x(intent_hash(intent, client)),
+            "typedData": typed_data(intent, client),
+            **({"warning": governed} if governed else {}),
+        }
+
+    async def _unused_nonce(self, chain_id: int, client: Address, sender: Address) -> int:
+        """The lowest bit that is clear on chain and was not handed out lately: bits of one word share a storage slot, so they are cheap."""
+        now = self._clock()
+        while self._handed_out and next(iter(self._handed_out.values())) < now - _HANDED_OUT_S:
+            self._handed_out.popitem(last=False)
+        reader = self._chains[chain_id]
+        for word in range(_MAX_NONCE_WORDS):
+            answer = await reader.rpc.eth_call(reader.deployment.validator, contracts.nonce_bitmap_call(client, sender, word))
+            used = contracts.decode_uint(answer)
+            for bit in range(256):
+                nonce = 256 * word + bit
+                if not used >> bit & 1 and (chain_id, client, sender, nonce) not in self._handed_out:
+                    self._handed_out[(chain_id, client, sender, nonce)] = now
+                    return nonce
+        raise Unavailable("no unused nonce among the first 16384; choose one yourself")
+
+    # --- submit
+
+    @staticmethod
+    def _check_client(key: ApiKey, client: Address) -> None:
+        if key.clients and client not in key.clients:
+            raise Forbidden("this API key may not ask for that policy client", field="/policyClient")
+
+    async def submit(self, request: IntentRequest, key: ApiKey, idempotency_key: str | None, wait_s: float) -> Accepted:
+        """Check, deduplicate, batch, and wait up to `wait_s` for the result.
+
+        Raises:
+            PlacetError: see docs/errors.md; NoQuorum and DeadlineExceeded name the task.
+        """
+        self._check_client(key, request.policy_client)
+        state, pins = await self.state_of(request.intent.chain_id, request.policy_client)
+        request_key, request_hash = _request_keys(request, key, pins.policy_id, idempotency_key)
+        earlier = await self._earlier(request_key, request_hash, idempotency_key is not None)
+        if earlier is not None:
+            return await self._answer_of(earlier.task_id, earlier.stage, earlier.result, wait_s)
+        running = self._in_hand.get(request_key)
+        if running is None:
+            await self._early_checks(request, state, pins)
+            running = asyncio.get_running_loop().create_future()
+            running.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may be waiting
+            self._in_hand[request_key] = running
+            try:
+                task = Task(request.policy_client, request.intent, new_salt(), request.signature, request.args, request.attachments)
+                submitted: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+                asked = Asked(request.intent.chain_id, pins.policy_id, task, key.id, request_key, request_hash, request.relay, submitted)
+                running.set_result(await self._batcher.submit(asked))
+            except BaseException as error:
+                if not running.done():
+                    running.set_exception(error if isinstance(error, Exception) else Unavailable("the request was cancelled"))
+                raise
+            finally:
+                self._in_hand.pop(request_key, None)
+        sent = await asyncio.shield(running)
+        return await self._answer_of(sent.task_id, "submitted", None, wait_s)
+
+    async def _earlier(self, request_key: Hash32, request_hash: Hash32, named: bool) -> TaskRow | None:
+        if named:
+            any_row = await self._store.by_request_any(request_key)
+            if any_row is not None and any_row.request_hash != request_hash:
+                raise IdempotencyConflict("this Idempotency-Key was used with another request", field="Idempotency-Key")
+        return await self._store.by_request(request_key, int(self._clock()))
+
+    async def _answer_of(self, task_id: Hash32, stage: str, answer: dict[str, Any] | None, wait_s: float) -> Accepted:
+        if answer is None and wait_s > 0:
+            waiter = self._results.waiter(task_id)
+            try:
+                found = await self._stored_answer(task_id)  # it may have come before the waiter stood
+                answer = found if found is not None else await asyncio.wait_for(asyncio.shield(waiter), wait_s)
+            except TimeoutError:
+                message = "no result in time; ask for the task again"
+                raise DeadlineExceeded(message, taskId=hex0x(task_id)) from None
+            finally:
+                self._results.forget(task_id, waiter)
+        if answer is None:
+            return Accepted(task_id, stage, None)
+        raise_failure(answer)
+        return Accepted(task_id, "certified", answer)
+
+    async def _stored_answer(self, task_id: Hash32) -> dict[str, Any] | None:
+        row = await self._store.task_any(task_id)
+        return None if row is None else row.result
+
+    async def _early_checks(self, request: IntentRequest, state: BlockState, pins: Pins) -> None:
+        """Refuse at once what operators would deny or abstain from."""
+        intent, now = request.intent, int(self._clock())
+        if intent.deadline < now:
+            raise InvalidInput("the intent's deadline has passed", field="/intent/deadline")
+        try:
+            bundle = await self._policies.bundle(pins.policy_id)
+        except NotFound:
+            raise PolicyNotAdmitted("the client's policy is not known to any operator here", policyId=hex0x(pins.policy_id)) from None
+        if not self._policies.is_admitted(pins.policy_id, state.operators, pins.quorum_bps):
+            said = self._policies.admissions(pins.policy_id, state.operators)
+            reasons = [{"operator": hex0x(a), "reason": admission.reason} for a, admission in said.items() if not admission.admitted]
+            raise PolicyNotAdmitted(
+                "operators with quorum stake have not admitted the client's policy",
+                policyId=hex0x(pins.policy_id),
+                retryable=not reasons,
+                operators=reasons,
+            )
+        if bundle.policy.ordering != pins.ordering:
+            raise VerificationFailed("the client's ordering is not its policy's", field="/policyClient")
+        function = calls.parse_signature(intent.function_signature)
+        if intent.data[:4] != function.selector:
+            raise InvalidInput("the calldata's selector is not that of functionSignature", field="/intent/data")
+        if request.signature:
+            digest = intent_hash(intent, request.policy_client)
+            rpc = self._chains[intent.chain_id].rpc
+            if not await is_signed_by(rpc, intent.sender, digest, request.signature, block_hash=state.block.hash):
+                raise InvalidInput("the signature is not by intent.from over this intent for this client", field="/signature")
+
+    # --- read
+
+    async def task(self, task_id: Hash32, key: ApiKey) -> TaskRow:
+        """A tenant's task. Raises NotFound."""
+        row = await self._store.task(task_id, key.id)
+        if row is None:
+            raise NotFound("no such task", taskId=hex0x(task_id))
+        return row
+
+
+def raise_failure(answer: Mapping[str, Any]) -> None:
+    """Turn a stored failure into its error; a decision passes."""
+    if "error" not in answer:
+        return
+    kind: type[PlacetError] = DeadlineExceeded if answer["error"] == "timeout" else NoQuorum
+    raise kind(answer["message"], taskId=answer["taskId"], operators=answer["operators"])
+
+
+def _request_keys(request: IntentRequest, key: ApiKey, policy_id: Hash32, idempotency_key: str | None) -> tuple[Hash32, Hash32]:
+    """What identifies a request of a tenant, and a hash of all of it (threats 25)."""
+    digest = intent_hash(request.intent, request.policy_client)
+    arguments = args_hash(request.args, request.attachments)
+    whole = keccak256(
+        request.policy_client + policy_id + digest + arguments + keccak256(request.signature) + (b"relay" if request.relay else b"none")
+    )
+    tenant = keccak256(key.id.encode())
+    if idempotency_key is not None:
+        return Hash32(keccak256(b"named" + tenant + keccak256(idempotency_key.encode()))), Hash32(whole)
+    return Hash32(keccak256(b"content" + tenant + whole)), Hash32(whole)
+
+
+def typed_data(intent: Intent, client: Address) -> dict[str, Any]:
+    """EIP-712 typed data, as wallets take it (`eth_signTypedData_v4`)."""
+    return {
+        "types": {
+            "EIP712Domain": [
+                {"name": "name", "type": "string"},
+                {"name": "version", "type": "string"},
+                {"name": "chainId", "type": "uint256"},
+                {"name": "verifyingContract", "type": "address"},
+            ],
+            "Intent": [
+                {"name": "from", "type": "address"},
+                {"name": "to", "type": "address"},
+                {"name": "value", "type": "uint256"},
+                {"name": "data", "type": "bytes"},
+                {"name": "chainId", "type": "uint256"},
+                {"name": "functionSignature", "type": "string"},
+                {"name": "nonce", "type": "uint256"},
+                {"name": "deadline", "type": "uint64"},
+            ],
+        },
+        "primaryType": "Intent",
+        "domain": {"name": "Placet Intent", "version": "1", "chainId": intent.chain_id, "verifyingContract": hex0x(client)},
+        "message": {
+            "from": hex0x(intent.sender),
+            "to": hex0x(intent.to),
+            "value": str(intent.value),
+            "data": hex0x(intent.data),
+            "chainId": str(intent.chain_id),
+            "functionSignature": intent.function_signature,
+            "nonce": str(intent.nonce),
+            "deadline": str(intent.deadline),
+        },
+    }

@@ -1,0 +1,142 @@
+"""API keys: `placet_<id>_<secret>`, 256 bits of secret, stored as sha-256. Each has a budget of requests and of simulation CPU."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import hmac
+import re
+import secrets
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from placet.core.db import connect
+from placet.core.errors import RateLimited, Unauthenticated
+from placet.core.types import Address, address_from
+from placet.gateway.store import ApiKey, Store
+
+_FORM = re.compile(r"placet_([0-9a-f]{16})_([0-9a-f]{64})\Z")
+_CACHE_S = 5.0
+_CACHED = 4096
+
+
+def new_key(
+    name: str, *, clients: frozenset[Address] = frozenset(), requests_per_s: int = 100, cpu_ms_per_s: int = 200
+) -> tuple[ApiKey, str]:
+    """A new key, and its text (shown once; only its hash is kept)."""
+    key_id, secret = secrets.token_hex(8), secrets.token_hex(32)
+    digest = hashlib.sha256(bytes.fromhex(secret)).digest()
+    return ApiKey(key_id, digest, name, clients, requests_per_s, cpu_ms_per_s), f"placet_{key_id}_{secret}"
+
+
+class Bucket:
+    """A token bucket: `rate` a second, a burst of two seconds' worth."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate = rate
+        self.tokens = 2 * rate
+        self.at = now
+
+    def take(self, amount: float, now: float) -> bool:
+        """Take tokens when there are enough."""
+        self.tokens = min(2 * self.rate, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        if self.tokens < amount:
+            return False
+        self.tokens -= amount
+        return True
+
+
+class Authenticator:
+    """Finds the tenant of a request and holds it to its budgets (per replica)."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._found: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
+        self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
+
+    async def authenticate(self, header: str | None) -> ApiKey:
+        """The key behind `Authorization: Bearer …`.
+
+        Raises:
+            Unauthenticated: none, malformed, unknown or disabled; the text does not say which.
+            RateLimited: the key's requests for now are used up.
+        """
+        scheme, _, text = (header or "").partition(" ")
+        match = _FORM.match(text.strip()) if scheme.lower() == "bearer" else None
+        if match is None:
+            raise Unauthenticated("send `Authorization: Bearer placet_<id>_<secret>`")
+        key = await self._find(match[1])
+        if key is None or not hmac.compare_digest(hashlib.sha256(bytes.fromhex(match[2])).digest(), key.secret_sha256):
+            raise Unauthenticated("the API key is not known")
+        self._spend(key, "requests", key.requests_per_s, 1)
+        return key
+
+    def spend_cpu(self, key: ApiKey, milliseconds: float) -> None:
+        """Charge simulation CPU. Raises RateLimited."""
+        self._spend(key, "cpu", key.cpu_ms_per_s, milliseconds)
+
+    def _spend(self, key: ApiKey, what: str, rate: float, amount: float) -> None:
+        now = self._clock()
+        bucket = self._buckets.setdefault((key.id, what), Bucket(rate, now))
+        self._buckets.move_to_end((key.id, what))
+        while len(self._buckets) > 2 * _CACHED:
+            self._buckets.popitem(last=False)
+        if not bucket.take(amount, now):
+            raise RateLimited(f"this key may use {rate} {'requests' if what == 'requests' else 'ms of CPU'} a second", limit=rate)
+
+    async def _find(self, key_id: str) -> ApiKey | None:
+        now = self._clock()
+        cached = self._found.get(key_id)
+        if cached is not None and now - cached[0] < _CACHE_S:
+            return cached[1]
+        key = await self._store.find_key(key_id)
+        self._found.pop(key_id, None)
+        if key is not None:
+            self._found[key_id] = (now, key)
+            while len(self._found) > _CACHED:
+                self._found.popitem(last=False)
+        return key
+
+
+def main() -> None:
+    """`python -m placet.gateway.keys create|disable`: manage API keys in the gateway's database."""
+    parser = argparse.ArgumentParser(prog="placet-gateway-keys", description=main.__doc__)
+    parser.add_argument("--database", required=True, help="SQLAlchemy URL of the gateway's database")
+    commands = parser.add_subparsers(dest="command", required=True)
+    create = commands.add_parser("create")
+    create.add_argument("name")
+    create.add_argument("--client", action="append", default=[], help="policy client it may ask for; none: all")
+    create.add_argument("--requests-per-s", type=int, default=100)
+    create.add_argument("--cpu-ms-per-s", type=int, default=200)
+    disable = commands.add_parser("disable")
+    disable.add_argument("id")
+    arguments = parser.parse_args()
+
+    async def run() -> int:
+        engine = connect(arguments.database)
+        try:
+            store = Store(engine)
+            if arguments.command == "disable":
+                return 0 if await store.disable_key(arguments.id) else 1
+            key, text = new_key(
+                arguments.name,
+                clients=frozenset(address_from(client) for client in arguments.client),
+                requests_per_s=arguments.requests_per_s,
+                cpu_ms_per_s=arguments.cpu_ms_per_s,
+            )
+            await store.add_key(key)
+            sys.stdout.write(text + "\n")
+            return 0
+        finally:
+            await engine.dispose()
+
+    raise SystemExit(asyncio.run(run()))
+
+
+if __name__ == "__main__":
+    main()

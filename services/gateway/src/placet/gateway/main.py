@@ -1,0 +1,132 @@
+"""Wiring of the gateway. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from placet.core.admin import AdminServer
+from placet.core.db import connect, migrate, schema_problem
+from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys
+from placet.gateway.api import Api
+from placet.gateway.batcher import Batcher
+from placet.gateway.config import GatewaySettings
+from placet.gateway.intents import Intents
+from placet.gateway.keys import Authenticator
+from placet.gateway.policybook import PolicyBook
+from placet.gateway.results import Results
+from placet.gateway.store import Store
+
+MIGRATIONS = "placet.gateway.migrations"
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the runtime."""
+        yield
+
+
+class Gateway:
+    """The gateway, assembled."""
+
+    def __init__(self, settings: GatewaySettings, resources: Resources) -> None:
+        self._settings = settings
+        signer = read_bus_key(settings.bus_key_file)
+        self._database = connect(settings.database.get_secret_value())
+        self.store = Store(self._database)
+        self.policies = PolicyBook(resources.bus, resources.objects, signer)
+        self._results = Results(
+            bus=resources.bus,
+            chains=resources.chains,
+            store=self.store,
+            aggregators=trusted_keys(settings.trusted_aggregators, "trusted_aggregators"),
+        )
+        self._batcher = Batcher(
+            bus=resources.bus,
+            chains=resources.chains,
+            reference_back={chain.id: chain.reference_block_back for chain in settings.chains},
+            signer=signer,
+            store=self.store,
+            on_batch=self._results.expect,
+            wait_s=settings.batch_wait_ms / 1000,
+            observe_for_ms=settings.observe_for_ms,
+            max_waiting=settings.max_waiting,
+        )
+        intents = Intents(chains=resources.chains, store=self.store, policies=self.policies, batcher=self._batcher, results=self._results)
+        self._api = Api(
+            intents=intents,
+            authenticator=Authenticator(self.store),
+            policies=self.policies,
+            chains=resources.chains,
+            answer_within_s=settings.answer_within_s,
+        )
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        await migrate(self._database, MIGRATIONS)
+        await self.policies.start()
+        await self._results.start()
+        listener = socket.socket(socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self._settings.host, self._settings.port))
+        listener.listen(1024)
+        listener.setblocking(False)
+        self.port = int(listener.getsockname()[1])
+        config = uvicorn.Config(
+            self._api.app(),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=20,
+            server_header=False,
+            timeout_keep_alive=30,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0.005)
+
+    async def run(self) -> None:
+        await self._results.run()
+
+    async def drain(self) -> None:
+        await self._batcher.drain()
+        if self._server is not None:
+            self._server.should_exit = True
+        if self._serving is not None:
+            await asyncio.wait({self._serving})
+
+    async def stop(self) -> None:
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            self._server.force_exit = True
+            await asyncio.gather(self._serving, return_exceptions=True)
+        await self._results.stop()
+        await self.policies.stop()
+        await self._database.dispose()
+
+    def checks(self, admin: AdminServer) -> None:
+        async def consuming() -> str | None:
+            subscription = self._results.subscription
+            return None if subscription is None else await subscription.stuck()
+
+        admin.live("consumer", consuming)
+        admin.ready("schema", lambda: schema_problem(self._database, MIGRATIONS))
+
+
+def main() -> None:
+    """`placet-gateway`."""
+    main_of("gateway", GatewaySettings, Gateway)
+
+
+if __name__ == "__main__":
+    main()

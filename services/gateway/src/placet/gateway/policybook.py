@@ -1,0 +1,113 @@
+"""What the gateway knows of policies: their bundles, and whether operators with quorum stake have admitted them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+
+from placet.core import topics, wire
+from placet.core.bundle import PolicyBundle, load_bundle
+from placet.core.bus import Bus, Snapshot
+from placet.core.envelope import BusSigner, Kind, open_envelope, seal
+from placet.core.errors import InvalidInput, NotFound, VerificationFailed
+from placet.core.messages import Admission, PolicyAnnouncement
+from placet.core.objects import ObjectStore
+from placet.core.stake import meets
+from placet.core.types import Address, Hash32, OperatorSet
+
+log = logging.getLogger(__name__)
+_KEPT = 256
+
+
+class PolicyBook:
+    """Reads `placet.policies.v1` and `placet.admissions.v1`; announces policies that are published here."""
+
+    def __init__(self, bus: Bus, objects: ObjectStore, signer: BusSigner) -> None:
+        self._bus = bus
+        self._objects = objects
+        self._signer = signer
+        self._policies: Snapshot | None = None
+        self._admissions: Snapshot | None = None
+        self._bundles: OrderedDict[Hash32, PolicyBundle] = OrderedDict()
+        self._loading = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Read both topics to their end."""
+        self._policies = await self._bus.snapshot(topics.POLICIES)
+        self._admissions = await self._bus.snapshot(topics.ADMISSIONS)
+
+    async def stop(self) -> None:
+        """Stop following."""
+        for snapshot in (self._policies, self._admissions):
+            if snapshot is not None:
+                await snapshot.close()
+
+    async def announce(self, policy_id: Hash32, bundle_sha256: Hash32) -> None:
+        """Tell operators where a policy lies. The bundle is loaded and checked first.
+
+        Raises:
+            InvalidInput, VerificationFailed, NotFound: it is not that policy.
+        """
+        bundle = await load_bundle(self._objects, bundle_sha256, policy_id)
+        self._keep(bundle)
+        payload = wire.encode_policy_announcement(PolicyAnnouncement(policy_id, bundle_sha256))
+        envelope = seal(self._signer, kind=Kind.POLICY_ANNOUNCEMENT, chain_id=0, sender=self._signer.public_key, payload=payload)
+        await self._bus.publish(topics.POLICIES, policy_id, envelope)
+
+    def _keep(self, bundle: PolicyBundle) -> None:
+        self._bundles[bundle.id] = bundle
+        while len(self._bundles) > _KEPT:
+            self._bundles.popitem(last=False)
+
+    def known(self) -> list[Hash32]:
+        """Ids of all announced policies."""
+        return [] if self._policies is None else [Hash32(key) for key in self._policies if len(key) == 32]
+
+    async def bundle(self, policy_id: Hash32) -> PolicyBundle:
+        """A policy's bundle. Content is checked against the id, so whoever announced it needs no trust.
+
+        Raises:
+            NotFound: nobody announced it.
+        """
+        found = self._bundles.get(policy_id)
+        if found is not None:
+            self._bundles.move_to_end(policy_id)
+            return found
+        record = self._policies.get(policy_id) if self._policies is not None else None
+        if record is None or record.value is None:
+            raise NotFound("nobody announced this policy", field="policyId")
+        announcement = wire.decode_policy_announcement(open_envelope(record.value, lambda kind, sender: sender).payload)
+        async with self._loading:
+            if policy_id not in self._bundles:
+                self._keep(await load_bundle(self._objects, announcement.bundle_sha256, policy_id))
+        return self._bundles[policy_id]
+
+    def admissions(self, policy_id: Hash32, operators: OperatorSet) -> dict[Address, Admission]:
+        """What each operator of the set said of a policy; records whose signature does not hold are left out."""
+        out: dict[Address, Admission] = {}
+        if self._admissions is None:
+            return out
+        for operator in operators.operators:
+            record = self._admissions.get(policy_id + operator.address)
+            if record is None or record.value is None:
+                continue
+            try:
+                message = open_envelope(
+                    record.value,
+                    lambda kind, sender, operator=operator: (  # type: ignore[misc]
+                        operator.bus_key if kind is Kind.ADMISSION and sender == operator.address else None
+                    ),
+                )
+                admission = wire.decode_admission(message.payload)
+            except (InvalidInput, VerificationFailed):
+                continue
+            if admission.policy_id == policy_id:
+                out[operator.address] = admission
+        return out
+
+    def is_admitted(self, policy_id: Hash32, operators: OperatorSet, quorum_bps: int) -> bool:
+        """Whether operators with quorum stake admitted it."""
+        said = self.admissions(policy_id, operators)
+        admitted = frozenset(address for address, admission in said.items() if admission.admitted)
+        return meets(operators.stake_of(admitted), operators.total_stake, quorum_bps)

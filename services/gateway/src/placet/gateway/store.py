@@ -1,0 +1,186 @@
+"""The gateway's tables: API keys, and the tasks asked for with their results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from placet.core.db import insert_new
+from placet.core.types import Address, Hash32
+
+_METADATA = sa.MetaData()
+_KEY = sa.Table(
+    "api_key",
+    _METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("secret_sha256", sa.LargeBinary(32)),
+    sa.Column("name", sa.String(128)),
+    sa.Column("clients", sa.Text),
+    sa.Column("requests_per_s", sa.Integer),
+    sa.Column("cpu_ms_per_s", sa.Integer),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("disabled_at", sa.BigInteger),
+)
+_TASK = sa.Table(
+    "task",
+    _METADATA,
+    sa.Column("task_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("tenant", sa.String(32)),
+    sa.Column("batch_id", sa.LargeBinary(32)),
+    sa.Column("batch", sa.LargeBinary),
+    sa.Column("position", sa.Integer),
+    sa.Column("request_key", sa.LargeBinary(32)),
+    sa.Column("request_hash", sa.LargeBinary(32)),
+    sa.Column("stage", sa.String(16)),
+    sa.Column("result", sa.Text),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("expires_at", sa.BigInteger),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A tenant. `clients` empty: any policy client."""
+
+    id: str
+    secret_sha256: bytes
+    name: str
+    clients: frozenset[Address]
+    requests_per_s: int
+    cpu_ms_per_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task asked for. `stage`: submitted, certified, failed. `result` is the answer's JSON once there is one."""
+
+    task_id: Hash32
+    tenant: str
+    batch_id: Hash32
+    batch: bytes
+    position: int
+    request_key: Hash32
+    request_hash: Hash32
+    stage: str
+    result: dict[str, Any] | None
+    created_at: int
+    expires_at: int
+
+
+class Store:
+    """All access to the gateway's database."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def add_key(self, key: ApiKey) -> None:
+        """Add an API key."""
+        values = {
+            "id": key.id,
+            "secret_sha256": key.secret_sha256,
+            "name": key.name,
+            "clients": ",".join(sorted(client.hex() for client in key.clients)),
+            "requests_per_s": key.requests_per_s,
+            "cpu_ms_per_s": key.cpu_ms_per_s,
+            "created_at": int(time.time()),
+        }
+        async with self._engine.begin() as connection:
+            await connection.execute(sa.insert(_KEY).values(**values))
+
+    async def disable_key(self, key_id: str) -> bool:
+        """Disable a key; False when there is none such."""
+        async with self._engine.begin() as connection:
+            update = sa.update(_KEY).where(_KEY.c.id == key_id).values(disabled_at=int(time.time()))
+            return (await connection.execute(update)).rowcount == 1
+
+    async def find_key(self, key_id: str) -> ApiKey | None:
+        """An API key that is not disabled."""
+        query = sa.select(_KEY).where(_KEY.c.id == key_id, _KEY.c.disabled_at.is_(None))
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            return None
+        clients = frozenset(Address(bytes.fromhex(text)) for text in row.clients.split(",") if text)
+        return ApiKey(row.id, row.secret_sha256, row.name, clients, row.requests_per_s, row.cpu_ms_per_s)
+
+    async def add_tasks(self, rows: Sequence[TaskRow]) -> None:
+        """Record tasks before their batch is published."""
+        values = [
+            {
+                "task_id": row.task_id,
+                "tenant": row.tenant,
+                "batch_id": row.batch_id,
+                "batch": row.batch,
+                "position": row.position,
+                "request_key": row.request_key,
+                "request_hash": row.request_hash,
+                "stage": row.stage,
+                "created_at": row.created_at,
+                "expires_at": row.expires_at,
+            }
+            for row in rows
+        ]
+        async with self._engine.begin() as connection:
+            await connection.execute(insert_new(_TASK, connection.dialect), values)
+
+    async def set_results(self, results: Sequence[tuple[Hash32, str, dict[str, Any], int]]) -> None:
+        """(task id, stage, result, expires at) of tasks that ended; the first result of a task stands."""
+        async with self._engine.begin() as connection:
+            for task_id, stage, result, expires_at in results:
+                update = sa.update(_TASK).where(_TASK.c.task_id == task_id, _TASK.c.result.is_(None))
+                await connection.execute(update.values(stage=stage, result=orjson.dumps(result).decode(), expires_at=expires_at))
+
+    async def task(self, task_id: Hash32, tenant: str) -> TaskRow | None:
+        """A tenant's task; others' tasks do not exist for it."""
+        return await self._one(sa.select(_TASK).where(_TASK.c.task_id == task_id, _TASK.c.tenant == tenant))
+
+    async def task_any(self, task_id: Hash32) -> TaskRow | None:
+        """A task of any tenant; for the gateway's own use."""
+        return await self._one(sa.select(_TASK).where(_TASK.c.task_id == task_id))
+
+    async def by_request(self, request_key: Hash32, now: int) -> TaskRow | None:
+        """The newest task of a request that is open or holds an unexpired certificate. Failures are never returned."""
+        query = (
+            sa.select(_TASK)
+            .where(_TASK.c.request_key == request_key, _TASK.c.stage != "failed", _TASK.c.expires_at > now)
+            .order_by(_TASK.c.created_at.desc())
+            .limit(1)
+        )
+        return await self._one(query)
+
+    async def by_request_any(self, request_key: Hash32) -> TaskRow | None:
+        """The newest task of a request, whatever became of it."""
+        return await self._one(sa.select(_TASK).where(_TASK.c.request_key == request_key).order_by(_TASK.c.created_at.desc()).limit(1))
+
+    async def open_tasks(self, since: int) -> list[TaskRow]:
+        """Tasks without a result, created at `since` (unix seconds) or later."""
+        query = sa.select(_TASK).where(_TASK.c.result.is_(None), _TASK.c.created_at >= since)
+        async with self._engine.connect() as connection:
+            return [_row(row) for row in (await connection.execute(query)).all()]
+
+    async def _one(self, query: Any) -> TaskRow | None:
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else _row(row)
+
+
+def _row(row: Any) -> TaskRow:
+    return TaskRow(
+        Hash32(row.task_id),
+        row.tenant,
+        Hash32(row.batch_id),
+        row.batch,
+        row.position,
+        Hash32(row.request_key),
+        Hash32(row.request_hash),
+        row.stage,
+        orjson.loads(row.result) if row.result else None,
+        row.created_at,
+        row.expires_at,
+    )
