@@ -198,7 +198,6 @@ contract AttestationValidator is IAttestationValidator {
     /// again once an ejection raised the minimum above it.
     function _checkEpoch(EpochStatus memory status, Certificate calldata certificate, uint256 grace) private view {
         if (status.state == IOperatorRegistry.EpochState.Current) return;
-        if (status.state == IOperatorRegistry.EpochState.Unknown) revert UnknownEpoch(certificate.epoch);
         if (status.state == IOperatorRegistry.EpochState.Revoked) revert EpochRevoked(certificate.epoch);
         uint256 supersededAt = status.supersededAt;
         if (certificate.timestamp > supersededAt + Limits.CLOCK_SLACK || block.timestamp > supersededAt + grace) {

@@ -435,7 +435,7 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         if (epoch == current.epoch) {
             return (EpochState.Current, 0, pausedUntil, current.setHash, current.hasVacancy);
         }
-        if (epoch > current.epoch) return (EpochState.Unknown, 0, pausedUntil, 0, false);
+        if (epoch > current.epoch) revert UnknownEpoch(epoch);
         Superseded memory old = _superseded[epoch];
         state = epoch < minEpoch ? EpochState.Revoked : EpochState.Superseded;
         return (state, old.since, pausedUntil, old.setHash, old.hasVacancy);

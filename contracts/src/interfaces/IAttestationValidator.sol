@@ -43,8 +43,6 @@ interface IAttestationValidator {
     error CertificateTooOld(uint64 timestamp, uint32 maxCertificateAge);
     /// @notice The leaf is not in the certificate's tree at that position.
     error NotIncluded(bytes32 leafHash);
-    /// @notice There is no such epoch yet.
-    error UnknownEpoch(uint64 epoch);
     /// @notice An ejection made every certificate of this epoch worthless.
     error EpochRevoked(uint64 epoch);
     /// @notice The epoch was superseded before the certificate was made, or too long ago for this client.

@@ -8,11 +8,13 @@ import {IStakeSource} from "./IStakeSource.sol";
 interface IOperatorRegistry {
     /// @notice Where an epoch stands. Revoked: an ejection raised the minimum above it.
     enum EpochState {
-        Unknown,
         Revoked,
         Superseded,
         Current
     }
+
+    /// @notice There is no such epoch yet.
+    error UnknownEpoch(uint64 epoch);
 
     /// @notice The operator set that counts now; 0 before the first.
     function currentEpoch() external view returns (uint64);
@@ -33,14 +35,14 @@ interface IOperatorRegistry {
         view
         returns (G1 memory apk, uint128 totalStake, uint64 supersededAt, uint64 activatedAt);
 
-    /// @notice Whether certificates of an epoch may be consumed.
+    /// @notice Whether certificates of an epoch may be consumed. Reverts with UnknownEpoch for one that is not yet.
     /// @return state where the epoch stands
     /// @return supersededAt when it was superseded, unix seconds; 0 unless it is
     /// @return pausedUntil until when consumption is paused, unix seconds; in the past or 0 when it is not
     function epochStatus(uint64 epoch) external view returns (EpochState state, uint64 supersededAt, uint64 pausedUntil);
 
     /// @notice The key and the stake of those who signed, the epoch's set less the proof's non-signers, and the epoch's status.
-    /// @dev Reverts unless apk and total are the epoch's, and non-signers are its members, strictly ascending by key id.
+    /// @dev Reverts unless the epoch exists, apk and total are its own, and non-signers are its members, strictly ascending by key id.
     /// @return signersKey the sum of the signers' keys
     /// @return signedStake what they weigh
     /// @return state as {epochStatus}
