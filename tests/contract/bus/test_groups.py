@@ -23,10 +23,11 @@ class Watched:
         self.events.append(("revoked", partitions))
 
     async def join(self, bus: Any, topics: list[str], group: str, instance_id: str | None = None) -> Subscription:
-        self.subscription: Subscription = await bus.subscribe(
+        subscription: Subscription = await bus.subscribe(
             topics, group, instance_id=instance_id, on_assigned=self.on_assigned, on_revoked=self.on_revoked
         )
-        return self.subscription
+        self.subscription = subscription
+        return subscription
 
 
 async def test_every_group_sees_every_record(world: Any, collect: Any) -> None:

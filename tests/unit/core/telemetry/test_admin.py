@@ -95,6 +95,25 @@ async def test_metrics_are_those_of_its_registry() -> None:
     assert b"placet_admin_test_total 3.0" in body
 
 
+async def test_values_that_are_asked_for_are_refreshed_at_each_scrape_and_a_failing_one_harms_nobody() -> None:
+    registry = CollectorRegistry()
+    lag = metrics.gauge("placet_admin_lag_records", "x", registry=registry)
+    admin = AdminServer("operator", "1", registry=registry)
+
+    async def refresh() -> dict[str, int]:
+        lag.inc()
+        return {}
+
+    async def broken() -> None:
+        raise ConnectionError
+
+    admin.collect("lag", refresh)
+    admin.collect("broken", broken)
+    async with admin:
+        assert b"placet_admin_lag_records 1.0" in (await get(admin, "/metrics"))[1]
+        assert b"placet_admin_lag_records 2.0" in (await get(admin, "/metrics"))[1]
+
+
 async def test_it_listens_on_loopback_on_the_port_it_says_and_a_taken_port_is_an_error() -> None:
     async with AdminServer("gateway", "1") as admin:
         assert admin.port > 0

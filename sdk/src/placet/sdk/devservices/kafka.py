@@ -171,7 +171,8 @@ def _new_cluster_id() -> str:
 class KafkaBroker:
     """One broker over one data folder. `port` 0 picks a free one, which then stays for the life of this object.
 
-    With `watchdog` a broker that dies is started again on the same port and data. Use as a context manager, or start() and stop().
+    With `watchdog` a broker that dies is started again on the same port and data. `properties` are added to the broker's own;
+    `scram_users` (name to password) are made when the data is new. Use as a context manager, or start() and stop().
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class KafkaBroker:
         *,
         port: int = 0,
         properties: Mapping[str, str] | None = None,
+        scram_users: Mapping[str, str] | None = None,
         watchdog: bool = False,
         start_timeout_s: float = 60.0,
         home: Path | None = None,
@@ -188,6 +190,7 @@ class KafkaBroker:
         self._data = data.resolve()
         self._port = port
         self._properties = dict(properties or {})
+        self._scram_users = dict(scram_users or {})
         self._with_watchdog = watchdog
         self._start_timeout_s = start_timeout_s
         self._home = home
@@ -265,6 +268,8 @@ class KafkaBroker:
         meta = self._data / "log" / "meta.properties"
         if not meta.exists():
             command = _command(home, logging_to, "kafka.tools.StorageTool", "format", "-t", _new_cluster_id(), "-c", str(properties))
+            users = [f"SCRAM-SHA-512=[name={name},password={password}]" for name, password in self._scram_users.items()]
+            command += [argument for user in users for argument in ("--add-scram", user)]
             run_tool(command, what="formatting Kafka's data folder")
         found = re.search(r"^cluster\.id=(\S+)", meta.read_text(), re.MULTILINE)
         if found is None:

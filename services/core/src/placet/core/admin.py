@@ -5,7 +5,8 @@ help"; readiness says "send me work". Both are lists of named checks:
 
     admin = AdminServer("operator", "0.1.0", port=9102)
     admin.live("consumer", subscription.stuck)                    # async () -> reason or None
-    admin.ready("topics", lambda: first_problem(bus))
+    admin.ready("bus", lambda: bus.not_ready([topics.TASKS]))
+    admin.collect("lag", subscription.lag)
     async with admin: ...                                         # admin.port is the real one
 """
 
@@ -86,6 +87,7 @@ class AdminServer:
         self._version = {"service": service, "version": version, "python": platform.python_version(), **(details or {})}
         self._live = Checks(check_timeout_s)
         self._ready = Checks(check_timeout_s)
+        self._collect = Checks(check_timeout_s)
         self._draining: str | None = None
         self._started = time.monotonic()
         self._server: _Server | None = None
@@ -108,6 +110,15 @@ class AdminServer:
         """Adds a check without which no work should come here."""
         self._ready.add(name, check)
 
+    def collect(self, name: str, refresh: Callable[[], Awaitable[object]]) -> None:
+        """Runs `refresh` before each answer of /metrics, for values that are asked for rather than counted (a consumer's lag)."""
+
+        async def check() -> str | None:
+            await refresh()
+            return None
+
+        self._collect.add(name, check)
+
     def drain(self, reason: str = "shutting down") -> None:
         """From now on not ready, whatever the checks say; called first when SIGTERM comes."""
         self._draining = reason
@@ -129,6 +140,7 @@ class AdminServer:
         return _answer(reasons)
 
     async def _metrics(self, _: Request) -> Response:
+        await self._collect.run()  # one that fails leaves the value of the last time
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _get_version(self, _: Request) -> Response:

@@ -397,6 +397,7 @@ class InProcessSubscription(Subscription):
             self._broker.leave(self._member, self._broker.group(self.group))
             self._member = None
         self._stop_assigning()
+        self._forget_lag(self._assignment)
         self._assignment = frozenset()
         self._on_closed(self)
 

@@ -17,6 +17,7 @@ suite (tests/contract/bus) runs against both. What both keep:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -43,6 +44,7 @@ _SEND_SECONDS = metrics.histogram(names.BUS_SEND_SECONDS, "Time from publish to 
 _SEND_FAILURES = metrics.counter(names.BUS_SEND_FAILURES, "Publishes that raised.", ["topic", "error"])
 _RECEIVED = metrics.counter(names.BUS_RECEIVED_RECORDS, "Records handed to a consumer.", ["topic", "group"])
 _REBALANCES = metrics.counter(names.BUS_REBALANCES, "Assignments received.", ["group"])
+_LAG = metrics.gauge(names.BUS_LAG_RECORDS, "Offsets between a consumer and the end of its partition.", ["topic", "group", "partition"])
 _DEAD_LETTERS = metrics.counter(names.BUS_DEAD_LETTERS, "Records put into a dead-letter topic.", ["topic", "error"])
 
 PartitionsCallback = Callable[["Subscription", frozenset[TopicPartition]], Awaitable[None]]
@@ -149,9 +151,20 @@ class Subscription(ABC):
         """For each assigned partition the offset after its last record, asked now."""
 
     async def lag(self) -> dict[TopicPartition, int]:
-        """For each assigned partition, how many offsets lie between the position and the end."""
+        """For each assigned partition, how many offsets lie between the position and the end; also sets the lag metric.
+
+        Hang it on the admin server (`admin.collect`), which then asks at each scrape.
+        """
         ends = await self.end_offsets()
-        return {at: max(0, end - await self.position(at)) for at, end in ends.items() if at in self._assignment}
+        lag = {at: max(0, end - await self.position(at)) for at, end in ends.items() if at in self._assignment}
+        for at, behind in lag.items():
+            _LAG.labels(at.topic, self.group or "", at.partition).set(behind)
+        return lag
+
+    def _forget_lag(self, partitions: Iterable[TopicPartition]) -> None:
+        for at in partitions:
+            with contextlib.suppress(KeyError):
+                _LAG.remove(at.topic, self.group or "", at.partition)
 
     async def stuck(self, after_s: float = STUCK_AFTER_S) -> str | None:
         """Why this consumer needs a restart, or None. The liveness check of a service; an unreachable broker is no reason.
@@ -226,6 +239,7 @@ class Subscription(ABC):
                 except Exception as error:  # noqa: BLE001 - whatever the service's callback raises reaches the service
                     self._end(error)
             self._assignment = frozenset()
+            self._forget_lag(revoked)
             await self._release(revoked)
 
     def _assign(self, partitions: frozenset[TopicPartition]) -> None:
@@ -419,6 +433,14 @@ class Bus(ABC):
 
         Raises BusUnavailable.
         """
+
+    async def not_ready(self, names: Iterable[str] | None = None) -> str | None:
+        """Why a service that needs these topics must wait, or None: a readiness check."""
+        try:
+            problems = await self.topic_problems(names)
+        except BusError as error:
+            return str(error)
+        return "; ".join(problems) or None
 
     # What an implementation does.
 

@@ -28,6 +28,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     CommitFailedError,
     ConsumerStoppedError,
     GroupAuthorizationFailedError,
@@ -362,6 +363,7 @@ class KafkaSubscription(Subscription):
         self._end(Closed(f"the subscription to {', '.join(self.topics)} was closed"))
         self._stop_assigning()
         await _stop(self._consumer)
+        self._forget_lag(self._assignment)
         self._assignment = frozenset()
         self._bus.forget(self)
 
@@ -397,7 +399,7 @@ class KafkaBus(Bus):
         self._ssl = await asyncio.to_thread(self.settings.ssl_context)
         producer = await self._connected(self._new_producer)
         try:
-            self._reader = await self._connected(self._new_consumer)
+            self._reader = await self._connected(self._new_reader)
         except BaseException:
             await _stop(producer)
             raise
@@ -423,7 +425,13 @@ class KafkaBus(Bus):
             max_request_size=max(topic.max_record_bytes for topic in self.topics.values()) + FRAMING_BYTES,
         )
 
-    def _new_consumer(self, group: str | None = None, instance_id: str | None = None, from_beginning: bool = True) -> Any:
+    def _new_reader(self) -> Any:
+        # It meets every topic for the first time with a retry, which someone waits for.
+        return AIOKafkaConsumer(
+            **self.settings.client_options(self._ssl), enable_auto_commit=False, auto_offset_reset="earliest", retry_backoff_ms=10
+        )
+
+    def _new_consumer(self, group: str | None, instance_id: str | None, from_beginning: bool) -> Any:
         s = self.settings
         return AIOKafkaConsumer(
             **s.client_options(self._ssl),
@@ -445,6 +453,9 @@ class KafkaBus(Bus):
             client = new()
             try:
                 await asyncio.wait_for(client.start(), max(0.0, deadline - time.monotonic()))
+            except ClusterAuthorizationFailedError as error:
+                await _stop(client)
+                raise NotPermitted("this user may write no topic at all: an idempotent producer needs one ACL for writing") from error
             except (KafkaError, OSError, TimeoutError, KeyError) as error:  # KeyError: a refused SCRAM exchange
                 await _stop(client)
                 if time.monotonic() + _RETRY_S >= deadline:
@@ -610,7 +621,7 @@ class KafkaBus(Bus):
         found: dict[TopicPartition, list[Record]] = {at: [] for at in starts}
         if not pending:
             return found
-        consumer = await self._connected(self._new_consumer)
+        consumer = await self._connected(self._new_reader)
         try:
             consumer.assign([_kafka(at) for at in pending])
             for at in pending:

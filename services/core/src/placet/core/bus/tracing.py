@@ -22,11 +22,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from placet.core.bus.records import Headers, Record
-from placet.core.telemetry import names
+from placet.core.telemetry import metrics, names
 from placet.core.telemetry.scope import tracer
 
 TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
 """Baggage is not carried: what a caller put there would reach every operator."""
+
+_PROCESS_SECONDS = metrics.histogram(names.BUS_PROCESS_SECONDS, "Time a handler took for one record.", ["topic", "group"])
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -112,9 +114,12 @@ def _consumed(record: Record, group: str | None) -> dict[str, AttributeValue]:
 @contextmanager
 def processing(record: Record, group: str | None) -> Iterator[Span]:
     """The CONSUMER span of one record's handler, current inside the block."""
-    with _tracer().start_as_current_span(
-        names.process_span(record.topic), context=context_of(record), kind=SpanKind.CONSUMER, attributes=_consumed(record, group)
-    ) as span:
+    with (
+        _PROCESS_SECONDS.labels(record.topic, group or "").time(),
+        _tracer().start_as_current_span(
+            names.process_span(record.topic), context=context_of(record), kind=SpanKind.CONSUMER, attributes=_consumed(record, group)
+        ) as span,
+    ):
         yield span
 
 
