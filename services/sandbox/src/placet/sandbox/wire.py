@@ -78,6 +78,10 @@ def evaluation_to_wire(evaluation: Evaluation) -> Message:
     return {"value_json": evaluation.value_json, "fuel": evaluation.fuel}
 
 
+def evaluation_from_wire(message: Message) -> Evaluation:
+    return Evaluation(message["value_json"], message["fuel"])
+
+
 def explanation_to_wire(explanation: Explanation) -> Message:
     return asdict(explanation)
 

@@ -15,12 +15,12 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from placet.sandbox import wire
 from placet.sandbox.check import Finding
@@ -32,6 +32,8 @@ from placet.sandbox.transcript import Transcript
 from placet.sandbox.wire import HostConfig
 
 __all__ = ["HostConfig", "PoolBusy", "WorkerPool"]
+
+_T = TypeVar("_T")
 
 _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from placet.sandbox.worker import main; main(sys.argv[2:])"
 _START_TIMEOUT_S = 60.0
@@ -65,6 +67,7 @@ class WorkerPool:
         self._evaluation_deadline_s = evaluation_deadline_s
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
+        self._replacing: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(size)
         self._waiting = 0
         self._closed = False
@@ -75,14 +78,22 @@ class WorkerPool:
         """Starts the workers. The first fills the caches alone, so that a cold start compiles the engine once."""
         self._cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._idle.append(await self._spawn())
-        self._idle.extend(await asyncio.gather(*(self._spawn() for _ in range(self._size - 1))))
+        others = await asyncio.gather(*(self._spawn() for _ in range(self._size - 1)), return_exceptions=True)
+        self._idle.extend(process for process in others if isinstance(process, _Process))
+        for failure in others:
+            if isinstance(failure, BaseException):
+                await self.close()
+                raise failure
 
     async def close(self) -> None:
         """Ends the workers. Requests that still run end as `SandboxUnavailable`."""
         self._closed = True
-        processes = [*self._idle, *self._busy]
-        self._idle.clear()
-        await asyncio.gather(*(process.end(gently=process not in self._busy) for process in processes))
+        busy = list(self._busy)
+        await asyncio.gather(*(process.end(gently=False) for process in busy))
+        while self._replacing:
+            await asyncio.gather(*self._replacing, return_exceptions=True)
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(process.end(gently=True) for process in idle))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -102,8 +113,8 @@ class WorkerPool:
         deadline_s: float | None = None,
     ) -> Evaluation:
         """As `CompiledPolicy.evaluate`. `key` is the policyId: it must name `source`, data and limits included."""
-        answer = await self._evaluate(key, source, input_json, data, now_ns, deadline_s, explain=False)
-        return Evaluation(answer["value_json"], answer["fuel"])
+        message = _evaluation(key, input_json, data, now_ns, explain=False)
+        return await self._ask(message, wire.evaluation_from_wire, deadline_s or self._evaluation_deadline_s, key, source)
 
     async def explain(
         self,
@@ -116,13 +127,13 @@ class WorkerPool:
         deadline_s: float | None = None,
     ) -> Explanation:
         """As `CompiledPolicy.explain`."""
-        return wire.explanation_from_wire(await self._evaluate(key, source, input_json, data, now_ns, deadline_s, explain=True))
+        message = _evaluation(key, input_json, data, now_ns, explain=True)
+        return await self._ask(message, wire.explanation_from_wire, deadline_s or self._evaluation_deadline_s, key, source)
 
     async def check(self, modules: Mapping[str, str], entrypoint: str) -> list[Finding]:
         """As `check_policy`."""
         message = {"do": "check", "modules": dict(modules), "entrypoint": entrypoint}
-        answer = await self._ask(message, self._evaluation_deadline_s)
-        return [Finding(*row) for row in answer["findings"]]
+        return await self._ask(message, lambda answer: [Finding(*row) for row in answer["findings"]], self._evaluation_deadline_s)
 
     async def admit_component(self, component: bytes, manifest: bytes, limits: AdmissionLimits | None = None) -> Admitted:
         """As `ComponentEngine.admit`. `manifest` is the published bytes. Raises `ManifestError` too."""
@@ -134,7 +145,7 @@ class WorkerPool:
             "manifest": manifest.decode(),
             "limits": asdict(limits),
         }
-        return Admitted(**await self._ask(message, limits.wall_s + 10))
+        return await self._ask(message, lambda answer: Admitted(**answer), limits.wall_s + 10)
 
     async def run_component(
         self,
@@ -157,35 +168,17 @@ class WorkerPool:
             "digest_key": base64.b64encode(digest_key).decode(),
             "replay": replay.to_json() if replay is not None else None,
         }
-        return wire.run_from_wire(await self._ask(message, parsed.limits.deadline_ms / 1_000 + _COMPONENT_GRACE_S))
-
-    async def _evaluate(
-        self,
-        key: str,
-        source: PolicySource,
-        input_json: str,
-        data: Sequence[DataSection],
-        now_ns: int | None,
-        deadline_s: float | None,
-        *,
-        explain: bool,
-    ) -> wire.Message:
-        message: wire.Message = {
-            "do": "evaluate",
-            "key": key,
-            "source": None,
-            "input": input_json,
-            "data": [asdict(section) for section in data],
-            "now_ns": now_ns,
-            "explain": explain,
-        }
-        return await self._ask(message, deadline_s or self._evaluation_deadline_s, key, source)
+        return await self._ask(message, wire.run_from_wire, parsed.limits.deadline_ms / 1_000 + _COMPONENT_GRACE_S)
 
     async def _ask(
-        self, message: wire.Message, deadline_s: float, key: str | None = None, source: PolicySource | None = None
-    ) -> wire.Message:
-        if self._closed:
-            raise SandboxUnavailable("the pool is closed")
+        self,
+        message: wire.Message,
+        decode: Callable[[wire.Message], _T],
+        deadline_s: float,
+        key: str | None = None,
+        source: PolicySource | None = None,
+    ) -> _T:
+        self._check_open()
         if self._places.locked() and self._waiting >= self._queue_limit:
             raise PoolBusy(f"{self._waiting} requests are waiting")
         self._waiting += 1
@@ -194,14 +187,12 @@ class WorkerPool:
         finally:
             self._waiting -= 1
         try:
-            return await self._ask_worker(message, deadline_s, key, source)
-        finally:
+            process = await self._take(key)
+        except BaseException:
             self._places.release()
-
-    async def _ask_worker(self, message: wire.Message, deadline_s: float, key: str | None, source: PolicySource | None) -> wire.Message:
-        process = await self._take(key)
-        self._busy.add(process)
+            raise
         sound = False
+        self._busy.add(process)
         try:
             async with asyncio.timeout(deadline_s):
                 answer = await process.ask(message)
@@ -215,31 +206,58 @@ class WorkerPool:
         finally:
             # A cancelled request leaves its worker busy: it goes too.
             self._busy.discard(process)
-            await self._give_back(process, key, sound=sound)
-        if "error" in answer:
-            raise wire.error_from_wire(answer["error"])
-        result: wire.Message = answer["ok"]
-        return result
+            self._give_back(process, key, sound=sound)
+        try:
+            if "error" not in answer:
+                return decode(answer["ok"])
+            failure = wire.error_from_wire(answer["error"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise SandboxUnavailable("the worker answered in another form") from None
+        raise failure
 
     async def _take(self, key: str | None) -> _Process:
         """An idle worker, one that has the policy prepared if there is one; else a new one."""
-        if self._closed:
-            raise SandboxUnavailable("the pool is closed")
+        self._check_open()
         for position, process in enumerate(self._idle):
             if key is not None and key in process.keys:
                 return self._idle.pop(position)
-        return self._idle.pop() if self._idle else await self._spawn()
-
-    async def _give_back(self, process: _Process, key: str | None, *, sound: bool) -> None:
-        if not sound:
-            self.restarts += 1
-            await process.end(gently=False)
-        elif self._closed or process.served >= self._recycle_after:
+        if self._idle:
+            return self._idle.pop()
+        process = await self._spawn()
+        try:
+            self._check_open()
+        except SandboxUnavailable:
             await process.end(gently=True)
-        else:
+            raise
+        return process
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SandboxUnavailable("the pool is closed")
+
+    def _give_back(self, process: _Process, key: str | None, *, sound: bool) -> None:
+        process.served += 1
+        if sound and not self._closed and process.served < self._recycle_after:
             if key is not None:
                 process.keys.add(key)
             self._idle.append(process)
+            self._places.release()
+            return
+        self.restarts += not sound
+        replacing = asyncio.create_task(self._replace(process, gently=sound))
+        self._replacing.add(replacing)
+        replacing.add_done_callback(self._replacing.discard)
+
+    async def _replace(self, process: _Process, *, gently: bool) -> None:
+        """Ends a worker and starts another in its place, which is free only then."""
+        try:
+            await process.end(gently=gently)
+            if not self._closed:
+                # If it does not start, the next request tries again and says why.
+                with suppress(SandboxUnavailable):
+                    self._idle.append(await self._spawn())
+        finally:
+            self._places.release()
 
     async def _spawn(self) -> _Process:
         # An empty environment: nothing this service was configured with is in a process that runs strangers' code.
@@ -271,6 +289,18 @@ class WorkerPool:
         return process
 
 
+def _evaluation(key: str, input_json: str, data: Sequence[DataSection], now_ns: int | None, *, explain: bool) -> wire.Message:
+    return {
+        "do": "evaluate",
+        "key": key,
+        "source": None,
+        "input": input_json,
+        "data": [asdict(section) for section in data],
+        "now_ns": now_ns,
+        "explain": explain,
+    }
+
+
 class _Process:
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self._child = child
@@ -283,7 +313,6 @@ class _Process:
         return self._child.pid
 
     async def ask(self, message: wire.Message) -> wire.Message:
-        self.served += 1
         assert self._child.stdin is not None
         self._child.stdin.write(wire.pack(message))
         await self._child.stdin.drain()
