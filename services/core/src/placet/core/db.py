@@ -20,6 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from placet.core.errors import Unavailable
 
 VERSION_TABLE = "alembic_version"
+_migrating = asyncio.Lock()
+"""alembic keeps its context in module globals: one migration at a time in a process (the all-in-one starts several services)."""
 
 
 def connect(url: str, *, pool_size: int = 8) -> AsyncEngine:
@@ -63,7 +65,7 @@ async def migrate(engine: AsyncEngine, package: str) -> None:
         command.upgrade(_config(package, connection), "head")
 
     try:
-        async with engine.begin() as connection:
+        async with _migrating, engine.begin() as connection:
             if connection.dialect.name == "postgresql":  # several replicas start at once
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7012911)"))
             await connection.run_sync(run)

@@ -7,6 +7,7 @@ one bus and one event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import uvloop
 from pydantic import ValidationError
@@ -195,10 +196,8 @@ async def serve(service: str, settings: S, build: Callable[[S, Resources], Servi
             except TimeoutError:
                 log.warning("%s: not everything was finished in %.0f s", service, settings.drain_s)
             working.cancel()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await working
-        except asyncio.CancelledError:
-            pass
     finally:
         await built.stop()
         await resources.bus.stop()
@@ -208,8 +207,9 @@ async def serve(service: str, settings: S, build: Callable[[S, Resources], Servi
 
 def main_of(service: str, settings_type: type[S], build: Callable[[S, Resources], Service]) -> None:
     """The body of a service's `main`: settings from the environment, telemetry, then `serve`. Exits 2 for settings that do not fit."""
+    make = cast("Callable[[], S]", settings_type)  # every value comes from the environment
     try:
-        settings = settings_type()
+        settings = make()
     except ValidationError as error:
         for item in error.errors():
             where = "__".join(str(part) for part in item["loc"]).upper()

@@ -92,8 +92,8 @@ class Gateway:
         )
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
-        while not self._server.started and not self._serving.done():
-            await asyncio.sleep(0.005)
+        while not self._server.started and not self._serving.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # uvicorn has no event for this
 
     async def run(self) -> None:
         await self._results.run()

@@ -75,6 +75,8 @@ class Operator:
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
         await self._log.open(int(time.time()))
+        # A new log signs nothing that an earlier one of this identity could have signed: wait until that time is over.
+        await asyncio.sleep(max(0.0, self._log.not_before - time.time()))
         await self._signer.start()
         await self._components.start()
         await self._policies.start()

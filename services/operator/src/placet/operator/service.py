@@ -76,7 +76,11 @@ class OperatorIdentity:
 
 
 class _Refused(Exception):
-    """A batch that this operator does not take at all. The text is the reason."""
+    """A batch that this operator does not take at all, with a stable code and the reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class OperatorService:
@@ -216,6 +220,12 @@ class OperatorService:
         self._runs[context.id] = future
         try:
             run = await self._begin(context)
+        except (_Refused, Unavailable) as error:
+            future.set_result(None)
+            if self._clock() < batch.timestamp + limits.BATCH_LIFETIME_S:
+                code = error.code if isinstance(error, _Refused) else "unavailable"
+                await self._publish_observation(context, self._all_abstain(context, code, str(error)))
+            raise
         except BaseException:
             future.set_result(None)
             raise
@@ -230,15 +240,15 @@ class OperatorService:
         if await self._resend(context):
             pass  # answered before; still take part in a Proposal
         elif not batch.timestamp - limits.CLOCK_SKEW_FUTURE_S <= now <= batch.timestamp + limits.CLOCK_SKEW_PAST_S:
-            raise _Refused(f"batch {hex0x(context.id)}: its timestamp is {now - batch.timestamp:.1f} s from this clock")
+            raise _Refused("clock_skew", f"its timestamp is {now - batch.timestamp:.1f} s from this clock")
         if batch.timestamp < self._log.not_before:
-            raise _Refused(f"batch {hex0x(context.id)}: stamped before this signing log began")
+            raise _Refused("signing_log_young", "stamped before this signing log began")
         reader = self._chains.get(batch.chain_id)
         if reader is None or batch.validator != reader.deployment.validator:
-            raise _Refused(f"batch {hex0x(context.id)}: chain or validator is none of ours")
+            raise _Refused("wrong_chain", "chain or validator is none of ours")
         state = await self._reference_state(reader, context)
         if state.operators.by_address(self._identity.address) is None:
-            raise _Refused(f"batch {hex0x(context.id)}: not an operator in epoch {batch.epoch}")
+            raise _Refused("not_an_operator", f"not an operator in epoch {batch.epoch}")
         try:
             loaded = await self._policies.get(batch.policy_id)
         except (NotFound, InvalidInput, VerificationFailed, Unavailable) as error:
@@ -267,12 +277,12 @@ class OperatorService:
         except RpcError as error:
             raise Unavailable(f"node: {error}") from None
         if named is None or named.hash != batch.block_hash:
-            raise _Refused(f"batch {hex0x(context.id)}: the reference block is not in this node's chain")
+            raise _Refused("unknown_block", "the reference block is not in this node's chain")
         if head.number - batch.block_number > self._identity.max_reference_block_age:
-            raise _Refused(f"batch {hex0x(context.id)}: the reference block is {head.number - batch.block_number} blocks old")
+            raise _Refused("old_block", f"the reference block is {head.number - batch.block_number} blocks old")
         state = await reader.at(batch.block_hash)
         if state.epoch != batch.epoch:
-            raise _Refused(f"batch {hex0x(context.id)}: epoch {batch.epoch}, the reference block has {state.epoch}")
+            raise _Refused("wrong_epoch", f"epoch {batch.epoch}, the reference block has {state.epoch}")
         return state
 
     async def _abstentions(
@@ -426,7 +436,7 @@ class OperatorService:
         """Decide, store evidence, commit leaves, sign once a group, publish."""
         context, batch = run.context, run.context.batch
         if self._clock() > batch.timestamp + limits.BATCH_LIFETIME_S:
-            raise _Refused(f"batch {hex0x(run.id)}: too late to sign")
+            raise _Refused("too_late", "too late to sign")
         if await self._log.sent(run.id, Kind.RESPONSE, proposal_digest) is not None:
             return  # `_resend` has sent it
         groups: list[GroupResponse] = []

@@ -280,6 +280,8 @@ class Subscription(ABC):
         self._interrupt()
 
     def _require_assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        if isinstance(self._ended, BusError):
+            raise self._ended
         missing = sorted(set(partitions) - self._assignment)
         if missing:
             raise NotAssigned(f"{', '.join(f'{at.topic}[{at.partition}]' for at in missing)} not assigned in group {self.group}")

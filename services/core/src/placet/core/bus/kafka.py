@@ -44,7 +44,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from placet.core.bus.errors import BusError, BusUnavailable, Closed, NotAssigned, NotPermitted, RecordTooLarge, UnknownTopic
+from placet.core.bus.errors import BusError, BusUnavailable, Closed, Fenced, NotAssigned, NotPermitted, RecordTooLarge, UnknownTopic
 from placet.core.bus.interface import Bus, PartitionsCallback, Subscription
 from placet.core.bus.quiet import quiet
 from placet.core.bus.records import Headers, Record, RecordId, TopicPartition, size_of
@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 _POLL_SLICE_S: Final = 5.0
 _RETRY_S: Final = 0.1
 _CLOSE_TIMEOUT_S: Final = 5.0
+_FIGHT_ROUNDS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,11 +181,15 @@ class KafkaSubscription(Subscription):
         topics: tuple[str, ...],
         group: str | None,
         *,
+        instance_id: str | None,
         from_beginning: bool,
         on_assigned: PartitionsCallback | None,
         on_revoked: PartitionsCallback | None,
     ) -> None:
         super().__init__(topics, group, on_assigned=on_assigned, on_revoked=on_revoked)
+        self._instance_id = instance_id
+        self._same_again: list[float] = []  # when the same partitions came back, in a row
+        self._held_before: frozenset[TopicPartition] = frozenset()
         self._bus = bus
         self._consumer = consumer
         self._from_beginning = from_beginning
@@ -211,7 +216,23 @@ class KafkaSubscription(Subscription):
         await self._revoke()
 
     def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        if self._instance_id is not None and self._fighting(partitions):
+            self._end(Fenced(f"another live member of group {self.group} has this one's instance id {self._instance_id}"))
+            self._bus.retire(self._consumer)
+            return
         self._assign(partitions)
+
+    def _fighting(self, partitions: frozenset[TopicPartition]) -> bool:
+        """Whether two live members share one instance id. Kafka's own fencing does not reach this client: it does not send its instance
+        id with heartbeats, so the one put out takes the place back, and so on, at every heartbeat. The sign is the same assignment many
+        times in a row; the older member sees it first, and gives way."""
+        now = time.monotonic()
+        window_s = 20 * self._bus.settings.heartbeat_interval_ms / 1000
+        if not partitions or partitions != self._held_before:
+            self._same_again.clear()
+        self._held_before = partitions
+        self._same_again = [*(at for at in self._same_again if now - at < window_s), now]
+        return len(self._same_again) > _FIGHT_ROUNDS
 
     async def _position_all(self, partitions: frozenset[TopicPartition]) -> None:
         if self.group is None:
@@ -550,9 +571,13 @@ class KafkaBus(Bus):
             if current is None or current is not failed:
                 return
             self._producer = await self._connected(self._new_producer)
-            retiring = asyncio.create_task(_stop(current))
-            self._retired.add(retiring)
-            retiring.add_done_callback(self._retired.discard)
+            self.retire(current)
+
+    def retire(self, client: Any) -> None:
+        """Stops a client that is not used any more, in the background."""
+        retiring = asyncio.create_task(_stop(client))
+        self._retired.add(retiring)
+        retiring.add_done_callback(self._retired.discard)
 
     # Reading.
 
@@ -574,6 +599,7 @@ class KafkaBus(Bus):
             self._new_consumer(group, instance_id if group is not None else None, from_beginning),
             names,
             group,
+            instance_id=instance_id,
             from_beginning=from_beginning,
             on_assigned=on_assigned,
             on_revoked=on_revoked,

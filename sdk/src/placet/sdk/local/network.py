@@ -1,0 +1,453 @@
+"""`placet up`: an EVM node with the contracts, four operators, and every service, on loopback.
+
+Two ways to run the services: all in this process on the in-process bus, or each its own process over a real Kafka broker, configured by its
+environment only. State lies in one folder; everything started here is stopped here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from placet.core import bls
+from placet.core.bundle import PolicyBundle, store_bundle
+from placet.core.bus.inprocess import InProcessBroker, InProcessBus
+from placet.core.db import connect
+from placet.core.envelope import LocalBusSigner
+from placet.core.errors import PlacetError, Unavailable
+from placet.core.evm.rpc import RpcClient
+from placet.core.keystore import encrypt, write_private
+from placet.core.objects import ObjectStore
+from placet.core.runtime import Resources, Service, resources_for
+from placet.core.telemetry.scope import service_scope
+from placet.core.telemetry.setup import TelemetrySettings, provider_for
+from placet.core.types import Address, hex0x
+from placet.sdk.client import Client
+from placet.sdk.devservices.anvil import Anvil
+from placet.sdk.devservices.kafka import KafkaBroker, apply_topics
+from placet.sdk.devservices.postgres import Postgres
+from placet.sdk.devservices.process import OwnedProcess, free_ports
+from placet.sdk.local.chain import DevChain
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+DEV_SCRYPT_N = 1 << 12
+QUORUM_BPS = 6667
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """How the local network is made. `separate` runs every service as its own process over Kafka; `postgres` instead of SQLite."""
+
+    folder: Path
+    operators: int = 4
+    separate: bool = False
+    postgres: bool = False
+    otlp_endpoint: str | None = None
+    chain_id: int = 31337
+    gateway_port: int = 0
+    activation_delay_s: int = 0
+    allow_private_hosts: tuple[str, ...] = ()
+    observe_for_ms: int = 5_000
+    compiled_cache: Path | None = None
+    operator_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorKeys:
+    """One operator's development keys."""
+
+    address: Address
+    bls_secret: bytes
+    bus_seed: bytes
+    folder: Path
+
+    @property
+    def bus_key(self) -> bytes:
+        """Its Ed25519 public key."""
+        return LocalBusSigner(self.bus_seed).public_key
+
+
+@dataclass(slots=True)
+class _Running:
+    """One service in this process."""
+
+    name: str
+    service: Service
+    resources: Resources
+    task: asyncio.Task[None]
+
+
+class LocalNetwork:
+    """Use as an async context manager."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self.options = options
+        self.folder = options.folder
+        self.anvil = Anvil(options.folder / "anvil", chain_id=options.chain_id)
+        self.kafka: KafkaBroker | None = None
+        self.postgres: Postgres | None = None
+        self.operators: list[OperatorKeys] = []
+        self.addresses: dict[str, Address] = {}
+        self.processes: dict[str, OwnedProcess] = {}
+        self.environments: dict[str, dict[str, str]] = {}
+        self.gateway_url = ""
+        self.api_key = ""
+        self.accounts: list[Address] = []
+        self.admin_urls: dict[str, str] = {}
+        self._broker = InProcessBroker()
+        self._running: list[_Running] = []
+        self._providers: list[Any] = []
+        self._rpc: RpcClient | None = None
+        self._gateway_seed = secrets.token_bytes(32)
+        self._aggregator_seed = secrets.token_bytes(32)
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.stop()
+
+    # --- parts
+
+    @property
+    def deployments(self) -> Path:
+        """deployments/<chainId>.json."""
+        return self.folder / "deployments" / f"{self.options.chain_id}.json"
+
+    @property
+    def rpc(self) -> RpcClient:
+        """The node."""
+        assert self._rpc is not None
+        return self._rpc
+
+    @property
+    def chain(self) -> DevChain:
+        """The node, with unlocked accounts."""
+        return DevChain(self.rpc)
+
+    @property
+    def owner(self) -> Address:
+        """Owns the registry and the example clients."""
+        return self.accounts[0]
+
+    @property
+    def objects(self) -> ObjectStore:
+        """The shared object store."""
+        return ObjectStore(self._objects_url)
+
+    @property
+    def _objects_url(self) -> str:
+        return (self.folder / "objects").resolve().as_uri()
+
+    def client(self) -> Client:
+        """A client of the gateway."""
+        return Client(self.gateway_url, self.api_key)
+
+    # --- start and stop
+
+    async def start(self) -> None:
+        """Start everything; returns when the gateway answers."""
+        await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True)
+        starting = [asyncio.to_thread(self.anvil.start)]
+        if self.options.separate:
+            self.kafka = KafkaBroker(self.folder / "kafka")
+            starting.append(asyncio.to_thread(self.kafka.start))
+        if self.options.postgres:
+            self.postgres = Postgres(self.folder / "postgres", durable=False)
+            starting.append(asyncio.to_thread(self.postgres.start))
+        await asyncio.gather(*starting)
+        self._rpc = RpcClient([self.anvil.url])
+        self.accounts = await self.chain.accounts()
+        self.addresses = await self.chain.deploy_protocol(self.owner, self.options.activation_delay_s, self.deployments)
+        await self._make_operators()
+        if self.kafka is not None:
+            await apply_topics(self.kafka.bootstrap)
+        await self._start_services()
+        await self._make_api_key()
+
+    async def stop(self) -> None:
+        """Stop everything, newest first. Safe to call twice."""
+        for running in reversed(self._running):
+            with contextlib.suppress(PlacetError, OSError, TimeoutError):
+                await asyncio.wait_for(running.service.drain(), 5)
+            running.task.cancel()
+            await asyncio.gather(running.task, return_exceptions=True)
+            await running.service.stop()
+            await running.resources.bus.stop()
+            await running.resources.close()
+        self._running.clear()
+        for process in reversed(self.processes.values()):
+            await asyncio.to_thread(process.stop)
+        self.processes.clear()
+        for provider in self._providers:
+            await asyncio.to_thread(provider.shutdown)
+        self._providers.clear()
+        if self._rpc is not None:
+            await self._rpc.close()
+        for part in (self.kafka, self.postgres, self.anvil):
+            if part is not None:
+                await asyncio.to_thread(part.stop)
+
+    async def _make_operators(self) -> None:
+        chain = self.chain
+        for index in range(self.options.operators):
+            folder = self.folder / "operators" / str(index)
+            keys = OperatorKeys(self.accounts[10 + index], _secret(), secrets.token_bytes(32), folder)
+            await asyncio.to_thread(_write_keys, keys)
+            await chain.register_operator(self.owner, self.addresses, keys.address, keys.bls_secret, keys.bus_key, 100)
+            self.operators.append(keys)
+        await chain.activate(self.owner, self.addresses)
+
+    def _database(self, name: str) -> str:
+        if self.postgres is not None:
+            return self.postgres.ensure_database(name.replace("-", "_"))
+        return f"sqlite+aiosqlite:///{self.folder / f'{name}.db'}"
+
+    def _common(self) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "chains": [{"id": self.options.chain_id, "rpc": [self.anvil.url], "deployments": str(self.deployments)}],
+            "bus": "kafka" if self.kafka is not None else "inprocess",
+            "object_store": self._objects_url,
+        }
+        if self.kafka is not None:
+            values["kafka_bootstrap"] = self.kafka.bootstrap
+        if self.options.otlp_endpoint is not None:
+            values["otlp_endpoint"] = self.options.otlp_endpoint
+        return values
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """The settings of one service (`gateway`, `aggregator`, `operator-0`…), as its environment would give them."""
+        keys = self.folder / "keys"
+        gateway, aggregator = LocalBusSigner(self._gateway_seed), LocalBusSigner(self._aggregator_seed)
+        if name == "gateway":
+            return {
+                **self._common(),
+                "port": self.options.gateway_port,
+                "database": self._database("gateway"),
+                "bus_key_file": str(keys / "gateway.key"),
+                "trusted_aggregators": [hex0x(aggregator.public_key)],
+                "observe_for_ms": self.options.observe_for_ms,
+            }
+        if name == "aggregator":
+            return {
+                **self._common(),
+                "bus_key_file": str(keys / "aggregator.key"),
+                "trusted_gateways": [hex0x(gateway.public_key)],
+            }
+        index = int(name.removeprefix("operator-"))
+        operator = self.operators[index]
+        values = {
+            **self._common(),
+            "operator_address": hex0x(operator.address),
+            "bls_keystore": str(operator.folder / "bls.json"),
+            "bls_password_file": str(operator.folder / "password"),
+            "bus_key_file": str(operator.folder / "bus.key"),
+            "database": self._database(name),
+            "trusted_gateways": [hex0x(gateway.public_key)],
+            "trusted_aggregators": [hex0x(aggregator.public_key)],
+            "allow_private_hosts": list(self.options.allow_private_hosts),
+        }
+        if self.options.compiled_cache is not None:
+            values["compiled_cache"] = str(self.options.compiled_cache)
+        return {**values, **self.options.operator_overrides.get(index, {})}
+
+    def service_names(self) -> list[str]:
+        """Services in the order they start."""
+        return ["aggregator", *(f"operator-{index}" for index in range(self.options.operators)), "gateway"]
+
+    async def _start_services(self) -> None:
+        await asyncio.to_thread(_write_seeds, self.folder / "keys", {"gateway": self._gateway_seed, "aggregator": self._aggregator_seed})
+        if self.options.separate:
+            for name in self.service_names():
+                self.launch(name)
+            await asyncio.gather(*(self._wait_ready(name) for name in self.service_names()))
+            return
+        await asyncio.gather(*(self._start_inside(name) for name in self.service_names()))
+
+    # in this process
+
+    async def _start_inside(self, name: str) -> None:
+        kind = name.partition("-")[0]
+        settings_type, build = _kinds()[kind]
+        settings = settings_type(**self.settings_of(name))
+        bus = InProcessBus(self._broker)
+        resources = resources_for(settings, kind, bus)
+        telemetry = TelemetrySettings(otlp_endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_ratio)
+        provider = provider_for(kind, VERSION, telemetry, instance=name)
+        self._providers.append(provider)
+        with service_scope(kind, provider):
+            service: Service = build(settings, resources)
+            await bus.start()
+            await service.start()
+            task = asyncio.create_task(service.run(), name=name)
+        task.add_done_callback(_log_failure)
+        self._running.append(_Running(name, service, resources, task))
+        if kind == "gateway":
+            self.gateway_url = f"http://127.0.0.1:{service.port}"  # type: ignore[attr-defined]
+
+    def inside(self, name: str) -> Any:
+        """A service running in this process (for tests)."""
+        return next(running.service for running in self._running if running.name == name)
+
+    # as processes
+
+    def launch(self, name: str) -> OwnedProcess:
+        """Start (again) one service as its own process, configured by its environment only."""
+        kind = name.partition("-")[0]
+        if name not in self.environments:
+            ports = free_ports(2)
+            values = {**self.settings_of(name), "admin_port": ports[0]}
+            if kind == "gateway":
+                values["port"] = values["port"] or ports[1]
+                self.gateway_url = f"http://127.0.0.1:{values['port']}"
+            self.admin_urls[name] = f"http://127.0.0.1:{ports[0]}"
+            self.environments[name] = {
+                f"PLACET_{key.upper()}": value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in values.items()
+            }
+        environment = {"PATH": os.environ.get("PATH", ""), "HOME": os.environ.get("HOME", ""), **self.environments[name]}
+        process = OwnedProcess([sys.executable, "-m", f"placet.{kind}.main"], log_file=self.folder / f"{name}.log", environment=environment)
+        self.processes[name] = process
+        return process
+
+    async def _wait_ready(self, name: str, timeout_s: float = 90.0) -> None:
+        end = time.monotonic() + timeout_s
+        reason = "no answer"
+        while time.monotonic() < end:
+            if self.processes[name].poll() is not None:
+                raise Unavailable(f"{name} ended while it started:\n{self.processes[name].tail()}")
+            ok, reason = await asyncio.to_thread(_ready, self.admin_urls[name])
+            if ok:
+                return
+            await asyncio.sleep(0.05)
+        raise Unavailable(f"{name} is not ready: {reason}\n{self.processes[name].tail()}")
+
+    async def wait_ready(self, name: str) -> None:
+        """Wait until a service's readiness checks pass."""
+        await self._wait_ready(name)
+
+    async def _make_api_key(self) -> None:
+        from placet.gateway.keys import new_key
+        from placet.gateway.store import Store
+
+        engine = connect(self._database("gateway"))
+        try:
+            key, self.api_key = new_key("development", requests_per_s=100_000, cpu_ms_per_s=1000)
+            await Store(engine).add_key(key)
+        finally:
+            await engine.dispose()
+
+    # --- policies and clients
+
+    async def publish(self, bundle: PolicyBundle, *, timeout_s: float = 120.0) -> None:
+        """Put a policy on chain and into the object store, announce it, and wait until every operator has spoken.
+
+        Raises:
+            Unavailable: operators did not all admit it; says which did not, and why.
+        """
+        address = await store_bundle(self.objects, bundle)
+        await self.chain.publish_policy(self.owner, self.addresses, bundle.policy, f"sha256:{address.hex()}")
+        async with self.client() as client:
+            await client.announce_policy(hex0x(bundle.id), hex0x(address))
+            end = time.monotonic() + timeout_s
+            while time.monotonic() < end:
+                said = (await client.policy(hex0x(bundle.id)))["admissions"][str(self.options.chain_id)]
+                if all(item["admitted"] for item in said):
+                    return
+                refused = [f"{item['operator']}: {item['reason']}" for item in said if item["admitted"] is False]
+                if refused:
+                    raise Unavailable("operators refuse the policy: " + "; ".join(refused))
+                await asyncio.sleep(0.05)
+        raise Unavailable("the policy was not admitted in time")
+
+    def client_config(self, policy_id: bytes, **changes: Any) -> tuple[Any, ...]:
+        """A PolicyClient's ClientConfig, with development values unless changed."""
+        values: dict[str, Any] = {
+            "validator": self.addresses["validator"],
+            "policyRegistry": self.addresses["policyRegistry"],
+            "owner": self.owner,
+            "policyId": policy_id,
+            "quorumBps": QUORUM_BPS,
+            "epochGrace": 3600,
+            "maxCertificateAge": 3600,
+            "policyDelay": 0,
+            "minActivationDelay": 0,
+            "escape": Address(bytes(20)),
+            "escapeDelay": 0,
+        }
+        unknown = set(changes) - set(values)
+        assert not unknown, unknown
+        return tuple({**values, **changes}.values())
+
+
+def _kinds() -> dict[str, tuple[type[Any], Callable[[Any, Resources], Any]]]:
+    from placet.aggregator.config import AggregatorSettings
+    from placet.aggregator.main import Aggregator
+    from placet.gateway.config import GatewaySettings
+    from placet.gateway.main import Gateway
+    from placet.operator.config import OperatorSettings
+    from placet.operator.main import Operator
+
+    return {
+        "operator": (OperatorSettings, Operator),
+        "aggregator": (AggregatorSettings, Aggregator),
+        "gateway": (GatewaySettings, Gateway),
+    }
+
+
+def _secret() -> bytes:
+    return (1 + secrets.randbelow(bls.CURVE_ORDER - 1)).to_bytes(32, "big")
+
+
+def _write_keys(keys: OperatorKeys) -> None:
+    keys.folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        ("password", b"development"),
+        ("bus.key", keys.bus_seed.hex().encode()),
+        ("bls.json", encrypt(keys.bls_secret, "development", scrypt_n=DEV_SCRYPT_N)),
+    ):
+        (keys.folder / name).unlink(missing_ok=True)
+        write_private(keys.folder / name, content)
+
+
+def _write_seeds(folder: Path, seeds: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, seed in seeds.items():
+        (folder / f"{name}.key").unlink(missing_ok=True)
+        write_private(folder / f"{name}.key", seed.hex().encode())
+
+
+def _ready(url: str) -> tuple[bool, str]:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:  # noqa: S310 - our own URL
+            return True, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return False, error.read().decode()[:500]
+    except OSError as error:
+        return False, str(error)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("%s ended", task.get_name(), exc_info=task.exception())
