@@ -175,7 +175,7 @@ class LocalNetwork:
             self.kafka = KafkaBroker(self.folder / "kafka")
             starting.append(asyncio.to_thread(self.kafka.start))
         if self.options.postgres:
-            self.postgres = Postgres(self.folder / "postgres", durable=False)
+            self.postgres = Postgres(durable=False)
             starting.append(asyncio.to_thread(self.postgres.start))
         await asyncio.gather(*starting)
         self._rpc = RpcClient([self.anvil.url])

@@ -25,7 +25,7 @@ _migrating = asyncio.Lock()
 
 
 def connect(url: str, *, pool_size: int = 8) -> AsyncEngine:
-    """An engine for `postgresql+asyncpg://…` or `sqlite+aiosqlite:///…`."""
+    """An engine for `postgresql://…` (through asyncpg) or `sqlite+aiosqlite:///…`."""
     if url.startswith("sqlite"):
         engine = create_async_engine(url)
 
@@ -38,6 +38,7 @@ def connect(url: str, *, pool_size: int = 8) -> AsyncEngine:
             cursor.close()
 
         return engine
+    url = url.replace("postgresql://", "postgresql+asyncpg://", 1)
     return create_async_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
 
 
