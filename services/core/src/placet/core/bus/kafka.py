@@ -188,6 +188,7 @@ class KafkaSubscription(Subscription):
     ) -> None:
         super().__init__(topics, group, on_assigned=on_assigned, on_revoked=on_revoked)
         self._instance_id = instance_id
+        self._created = time.monotonic()
         self._same_again: list[float] = []  # when the same partitions came back, in a row
         self._held_before: frozenset[TopicPartition] = frozenset()
         self._bus = bus
@@ -223,16 +224,20 @@ class KafkaSubscription(Subscription):
         self._assign(partitions)
 
     def _fighting(self, partitions: frozenset[TopicPartition]) -> bool:
-        """Whether two live members share one instance id. Kafka's own fencing does not reach this client: it does not send its instance
-        id with heartbeats, so the one put out takes the place back, and so on, at every heartbeat. The sign is the same assignment many
-        times in a row; the older member sees it first, and gives way."""
+        """Whether two live members share one instance id.
+
+        Kafka's own fencing does not reach this client: it sends no instance id with its heartbeats, so the one that was put out takes
+        the place back, and so on, at every heartbeat. The sign is the same assignment many times in a row. A member that has been
+        there for long (what is left of a pod that was replaced) gives way first; two that began together both do.
+        """
         now = time.monotonic()
-        window_s = 20 * self._bus.settings.heartbeat_interval_ms / 1000
+        heartbeat_s = self._bus.settings.heartbeat_interval_ms / 1000
         if not partitions or partitions != self._held_before:
             self._same_again.clear()
         self._held_before = partitions
-        self._same_again = [*(at for at in self._same_again if now - at < window_s), now]
-        return len(self._same_again) > _FIGHT_ROUNDS
+        self._same_again = [*(at for at in self._same_again if now - at < 5 * _FIGHT_ROUNDS * heartbeat_s), now]
+        old = now - self._created > 7 * _FIGHT_ROUNDS * heartbeat_s
+        return len(self._same_again) > (_FIGHT_ROUNDS if old else 2 * _FIGHT_ROUNDS)
 
     async def _position_all(self, partitions: frozenset[TopicPartition]) -> None:
         if self.group is None:
