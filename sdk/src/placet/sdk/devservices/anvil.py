@@ -110,3 +110,7 @@ class Anvil:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+if __name__ == "__main__":
+    install()

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from placet.core import bls
 from placet.core.bundle import PolicyBundle, store_bundle
@@ -65,6 +66,7 @@ class LocalOptions:
     allow_private_hosts: tuple[str, ...] = ()
     observe_for_ms: int = 5_000
     compiled_cache: Path | None = None
+    span_exporter: SpanExporter | None = None
     operator_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -112,7 +114,7 @@ class LocalNetwork:
         self.admin_urls: dict[str, str] = {}
         self._broker = InProcessBroker()
         self._running: list[_Running] = []
-        self._providers: list[Any] = []
+        self.providers: list[Any] = []
         self._rpc: RpcClient | None = None
         self._gateway_seed = secrets.token_bytes(32)
         self._aggregator_seed = secrets.token_bytes(32)
@@ -201,9 +203,9 @@ class LocalNetwork:
         for process in reversed(self.processes.values()):
             await asyncio.to_thread(process.stop)
         self.processes.clear()
-        for provider in self._providers:
+        for provider in self.providers:
             await asyncio.to_thread(provider.shutdown)
-        self._providers.clear()
+        self.providers.clear()
         if self._rpc is not None:
             await self._rpc.close()
         for part in (self.kafka, self.postgres, self.anvil):
@@ -295,8 +297,8 @@ class LocalNetwork:
         bus = InProcessBus(self._broker)
         resources = resources_for(settings, kind, bus)
         telemetry = TelemetrySettings(otlp_endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_ratio)
-        provider = provider_for(kind, VERSION, telemetry, instance=name)
-        self._providers.append(provider)
+        provider = provider_for(kind, VERSION, telemetry, instance=name, exporter=self.options.span_exporter)
+        self.providers.append(provider)
         with service_scope(kind, provider):
             service: Service = build(settings, resources)
             await bus.start()

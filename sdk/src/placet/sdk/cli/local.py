@@ -1,0 +1,87 @@
+"""`placet up` and `placet demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import click
+import orjson
+
+from placet.core.types import hex0x
+from placet.sdk.demo import tell
+from placet.sdk.local.network import LocalNetwork, LocalOptions
+from placet.sdk.local.pidfile import end_predecessor, record_self
+
+
+def _cache() -> Path:
+    """Compiled code, per user and shared by all operators of the machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "placet"
+
+
+def _quiet_logging(folder: Path) -> None:
+    """Service logs go to a file; the terminal is for the story."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "services.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _fresh(folder: Path) -> None:
+    end_predecessor(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    record_self(folder)
+
+
+@click.command()
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path(".run/up"), show_default=True, help="Where its state lies.")
+@click.option("--bus", type=click.Choice(["inprocess", "kafka"]), default="inprocess", show_default=True, help="kafka: separate processes.")
+@click.option("--postgres", is_flag=True, help="PostgreSQL instead of SQLite.")
+@click.option("--port", type=int, default=0, help="The gateway's port; a free one by default.")
+@click.option("--otlp", default=None, help="OTLP/HTTP endpoint for traces, e.g. http://127.0.0.1:4318.")
+def up(folder: Path, bus: str, postgres: bool, port: int, otlp: str | None) -> None:
+    """The whole network on this machine: chain, contracts, four operators, every service. Ctrl-C stops all of it."""
+    _fresh(folder)
+    _quiet_logging(folder)
+    options = LocalOptions(
+        folder, separate=bus == "kafka", postgres=postgres, gateway_port=port, otlp_endpoint=otlp, compiled_cache=_cache()
+    )
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        async with LocalNetwork(options) as network:
+            ready = {
+                "gateway": network.gateway_url,
+                "apiKey": network.api_key,
+                "rpc": network.anvil.url,
+                "deployments": str(network.deployments),
+                "operators": [hex0x(operator.address) for operator in network.operators],
+            }
+            (folder / "ready.json").write_bytes(orjson.dumps(ready, option=orjson.OPT_INDENT_2))
+            click.echo("development keys and a development chain: nothing here is for production")
+            click.echo(f"ready  gateway {network.gateway_url}  rpc {network.anvil.url}  state {folder}")
+            click.echo(f"       api key {network.api_key}")
+            await stop.wait()
+            click.echo("stopping")
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path(".run/demo"), show_default=True)
+@click.option("--bus", type=click.Choice(["inprocess", "kafka"]), default="inprocess", show_default=True)
+@click.option("--postgres", is_flag=True, help="PostgreSQL instead of SQLite.")
+def demo(folder: Path, bus: str, postgres: bool) -> None:
+    """Bring the network up and tell the story of an intent, with real output."""
+    _fresh(folder)
+    _quiet_logging(folder)
+    options = LocalOptions(folder, separate=bus == "kafka", postgres=postgres, compiled_cache=_cache())
+    asyncio.run(tell(options, click.echo))
