@@ -8,7 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from wasmtime import Config
 
+from placet.sandbox import rego as rego_module
 from placet.sandbox.errors import EvaluationFailed
 from placet.sandbox.rego import DataSection, PolicySource, RegoEngine, RegoLimits
 
@@ -162,3 +164,44 @@ def test_the_module_s_own_stack_ends_before_the_host_s(rego: RegoEngine) -> None
     policy = rego.prepare(PolicySource({"p.rego": f"package p\n{rules}"}, "data.p.x", limits=RegoLimits(fuel=10**10)))
     with pytest.raises(EvaluationFailed, match="stack"):  # SandboxUnavailable would mean the host's stack
         policy.evaluate("{}")
+
+
+CASES = {
+    "a value": 'x := sprintf("%v %s", [input, crypto.sha256("a")])',
+    "floats": "x := [0.1 + 0.2, 100 * 1.1, 10000000000 * 1.5]",
+    "recursion": "f(n) := f(n)\nx := f(1)",
+    "nested rules": "".join(f"r{i} := r{i + 1} + 1\n" for i in range(400)) + "r400 := 1\nx := r0",
+    "brackets": "x := " + "[" * 10_000,
+    "a panic": "x := numbers.range(1, 200000000)",
+    "memory": 'x := sprintf("%1000000000d", [1])',
+    "fuel": "x := count([1 | some i in numbers.range(1, 3000); some j in numbers.range(1, 3000)])",
+}
+
+
+def outcomes(rego: RegoEngine) -> dict[str, object]:
+    seen: dict[str, object] = {}
+    for name, body in CASES.items():
+        try:
+            policy = rego.prepare(PolicySource({"p.rego": f"package p\n{body}"}, "data.p.x", limits=RegoLimits(fuel=200_000_000)))
+            result = policy.evaluate('{"a": [1, 2, {"b": null}]}')
+            seen[name] = (policy.image_sha256, result.value_json, result.fuel)
+        except EvaluationFailed as failed:
+            seen[name] = (type(failed), failed.kind, failed.message, failed.fuel)
+    return seen
+
+
+@pytest.mark.parametrize("changes", [{"cranelift_opt_level": "none"}, {"target": "pulley64"}], ids=["unoptimised", "interpreter"])
+def test_17_another_code_generator_gives_the_same_outcomes_and_the_same_fuel(
+    rego: RegoEngine, changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands in for other processors: optimised native code, unoptimised code and wasmtime's portable interpreter agree."""
+    plain = rego_module.engine_config
+
+    def config() -> Config:
+        made = plain()
+        for name, value in changes.items():
+            setattr(made, name, value)
+        return made
+
+    monkeypatch.setattr(rego_module, "engine_config", config)
+    assert outcomes(RegoEngine()) == outcomes(rego)

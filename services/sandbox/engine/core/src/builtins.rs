@@ -77,13 +77,13 @@ fn is_checksum_address(address: &str) -> bool {
 pub(crate) fn install(engine: &mut regorus::Engine) -> Result<()> {
     let mut add = |name: &str, arity: u8, function: Box<dyn regorus::Extension>| engine.add_extension(name.to_string(), arity, function);
 
-    add("time.now_ns", 0, Box::new(|_| {
-        NOW_NS.with(|cell| cell.get()).map(Value::from).ok_or_else(|| anyhow!("time.now_ns: the task has no timestamp"))
-    }))?;
+    add(
+        "time.now_ns",
+        0,
+        Box::new(|_| NOW_NS.with(|cell| cell.get()).map(Value::from).ok_or_else(|| anyhow!("time.now_ns: the task has no timestamp"))),
+    )?;
     add("rand.intn", 2, Box::new(|_| bail!("rand.intn: refused, not deterministic")))?;
-    add("strings.count", 2, Box::new(|p| {
-        Ok(Value::from(count(text("strings.count", &p[0])?, text("strings.count", &p[1])?) as u64))
-    }))?;
+    add("strings.count", 2, Box::new(|p| Ok(Value::from(count(text("strings.count", &p[0])?, text("strings.count", &p[1])?) as u64))))?;
 
     for (name, operation) in ARITHMETIC {
         add(name, 2, Box::new(move |p| u256::emit(name, operation(u256::parse(name, &p[0])?, u256::parse(name, &p[1])?)?)))?;
@@ -91,28 +91,32 @@ pub(crate) fn install(engine: &mut regorus::Engine) -> Result<()> {
     for (name, operation) in COMPARISON {
         add(name, 2, Box::new(move |p| Ok(Value::from(operation(&u256::parse(name, &p[0])?, &u256::parse(name, &p[1])?)))))?;
     }
-    add("u256.cmp", 2, Box::new(|p| {
-        Ok(Value::from(u256::parse("u256.cmp", &p[0])?.cmp(&u256::parse("u256.cmp", &p[1])?) as i64))
-    }))?;
+    add("u256.cmp", 2, Box::new(|p| Ok(Value::from(u256::parse("u256.cmp", &p[0])?.cmp(&u256::parse("u256.cmp", &p[1])?) as i64))))?;
     add("u256.parse", 1, Box::new(|p| u256::emit("u256.parse", u256::parse("u256.parse", &p[0])?)))?;
     add("u256.to_hex", 1, Box::new(|p| Ok(Value::from(format!("0x{}", u256::parse("u256.to_hex", &p[0])?.to_str_radix(16))))))?;
 
-    add("evm.keccak256", 1, Box::new(|p| {
-        let bytes = evm::unhex("evm.keccak256", text("evm.keccak256", &p[0])?)?;
-        Ok(Value::from(format!("0x{}", hex(&evm::keccak256(&bytes)))))
-    }))?;
-    add("evm.keccak256_text", 1, Box::new(|p| {
-        Ok(Value::from(format!("0x{}", hex(&evm::keccak256(text("evm.keccak256_text", &p[0])?.as_bytes())))))
-    }))?;
+    add(
+        "evm.keccak256",
+        1,
+        Box::new(|p| {
+            let bytes = evm::unhex("evm.keccak256", text("evm.keccak256", &p[0])?)?;
+            Ok(Value::from(format!("0x{}", hex(&evm::keccak256(&bytes)))))
+        }),
+    )?;
+    add(
+        "evm.keccak256_text",
+        1,
+        Box::new(|p| Ok(Value::from(format!("0x{}", hex(&evm::keccak256(text("evm.keccak256_text", &p[0])?.as_bytes())))))),
+    )?;
     add("evm.checksum_address", 1, Box::new(|p| Ok(Value::from(evm::checksum_address(text("evm.checksum_address", &p[0])?)?))))?;
     add("evm.is_checksum_address", 1, Box::new(|p| Ok(Value::from(is_checksum_address(text("evm.is_checksum_address", &p[0])?)))))?;
 
     add("crypto.sha256", 1, Box::new(|p| Ok(Value::from(hex(&sha2::Sha256::digest(text("crypto.sha256", &p[0])?.as_bytes()))))))?;
-    add("crypto.hmac.sha256", 2, Box::new(|p| {
-        Ok(Value::from(hmac_sha256(text("crypto.hmac.sha256", &p[0])?, text("crypto.hmac.sha256", &p[1])?)?))
-    }))?;
-    add("crypto.hmac.equal", 2, Box::new(|p| {
-        Ok(Value::from(text("crypto.hmac.equal", &p[0])? == text("crypto.hmac.equal", &p[1])?))
-    }))?;
+    add(
+        "crypto.hmac.sha256",
+        2,
+        Box::new(|p| Ok(Value::from(hmac_sha256(text("crypto.hmac.sha256", &p[0])?, text("crypto.hmac.sha256", &p[1])?)?))),
+    )?;
+    add("crypto.hmac.equal", 2, Box::new(|p| Ok(Value::from(text("crypto.hmac.equal", &p[0])? == text("crypto.hmac.equal", &p[1])?))))?;
     Ok(())
 }

@@ -149,6 +149,17 @@ class TestResult:
     message: str = ""
 
 
+def engine_config() -> Config:
+    """How wasmtime runs the engine. Nothing here reaches an outcome: every code generator gives the same values and fuel."""
+    config = Config()
+    config.consume_fuel = True
+    config.cranelift_nan_canonicalization = True
+    config.wasm_relaxed_simd = False
+    config.wasm_threads = False
+    config.max_wasm_stack = _MODULE_STACK_HOST_BYTES
+    return config
+
+
 class RegoEngine:
     """The compiled engine and the images of prepared policies. Safe to use from several threads.
 
@@ -158,12 +169,7 @@ class RegoEngine:
 
     def __init__(self, *, cache_dir: Path | None = None, image_budget_bytes: int = 256 << 20) -> None:
         self.sha256 = engine_sha256()
-        config = Config()
-        config.consume_fuel = True
-        config.cranelift_nan_canonicalization = True
-        config.wasm_relaxed_simd = False
-        config.wasm_threads = False
-        config.max_wasm_stack = _MODULE_STACK_HOST_BYTES
+        config = engine_config()
         try:
             if cache_dir is not None:
                 config.cache = _cache_config(cache_dir)
