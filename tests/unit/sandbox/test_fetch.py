@@ -266,6 +266,28 @@ def test_28_the_address_that_was_checked_is_the_one_connected_to(port: int, monk
     assert connected == [("93.184.215.14", port)]
 
 
+def test_the_next_address_is_tried_when_one_does_not_answer(port: int) -> None:
+    policy = FetchPolicy((f"api.test:{port}",), allow_http=True, allow_private=True)
+    response = Fetcher(policy, resolver=lambda host, port: ["127.0.0.2", "127.0.0.1"]).fetch(
+        HttpRequest("GET", f"http://api.test:{port}/json")
+    )
+    assert response.status == 200
+
+
+def test_a_private_address_among_public_ones_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        tried.append(address[0])
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    addresses = ["127.0.0.1", "2606:4700:4700::1111", "10.0.0.1", "1.1.1.1"]
+    with pytest.raises(FetchFailed, match="unreachable"):
+        Fetcher(FetchPolicy(("api.test",)), resolver=lambda host, port: addresses).fetch(HttpRequest("GET", "https://api.test/"))
+    assert tried == ["2606:4700:4700::1111", "1.1.1.1"]
+
+
 def test_a_name_that_cannot_be_resolved_or_takes_too_long() -> None:
     def fails(host: str, port: int) -> list[str]:
         raise socket.gaierror

@@ -27,6 +27,7 @@ MAX_REQUEST_BODY_BYTES = 256 << 10
 MAX_HEADERS = 32
 MAX_HEADER_CHARS = 4_096
 MAX_REDIRECTS = 3
+MAX_ADDRESSES = 4
 
 _REQUEST_HEADERS = frozenset(
     {"accept", "accept-language", "authorization", "content-type", "user-agent", "api-key", "token", "if-none-match"}
@@ -151,13 +152,7 @@ class Fetcher:
         host = str(url.hostname)
         port = url.port or _default_port(url.scheme)
         with _Deadline(ends_at) as deadline:
-            address = self._address(host, port, deadline)
-            try:
-                plain = socket.create_connection((address, port), timeout=min(self.policy.connect_timeout_s, deadline.left()))
-            except TimeoutError:
-                raise FetchTimeout("connecting took too long") from None
-            except OSError as error:
-                raise FetchFailed(f"cannot connect: {error.strerror or type(error).__name__}") from None
+            plain = self._connected(self._addresses(host, port, deadline), port, deadline)
             with plain:
                 deadline.watch(plain)
                 try:
@@ -197,12 +192,25 @@ class Fetcher:
         kept = [(name.lower(), value) for name, value in response.getheaders() if _is_kept(name.lower())]
         return HttpResponse(response.status, tuple(kept[:MAX_HEADERS]), content)
 
-    def _address(self, host: str, port: int, deadline: _Deadline) -> str:
+    def _addresses(self, host: str, port: int, deadline: _Deadline) -> list[str]:
+        """The addresses that may be connected to, at most four, in the resolver's order."""
         found = _resolve_within(self.resolver, host, port, deadline)
-        for text in found:
-            if self.policy.allow_private or is_public(text):
-                return text
-        raise FetchDenied(f"host {host[:253]} has no public address")
+        allowed = [text for text in found if self.policy.allow_private or is_public(text)]
+        if not allowed:
+            raise FetchDenied(f"host {host[:253]} has no public address")
+        return allowed[:MAX_ADDRESSES]
+
+    def _connected(self, addresses: Sequence[str], port: int, deadline: _Deadline) -> socket.socket:
+        """The first address that answers: a name may have an IPv6 address where this machine has no IPv6."""
+        failure: FetchError = FetchFailed("no address")
+        for address in addresses:
+            try:
+                return socket.create_connection((address, port), timeout=min(self.policy.connect_timeout_s, deadline.left()))
+            except TimeoutError:
+                failure = FetchTimeout("connecting took too long")
+            except OSError as error:
+                failure = FetchFailed(f"cannot connect: {error.strerror or type(error).__name__}")
+        raise failure
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
