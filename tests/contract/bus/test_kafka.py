@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from placet.core import topics
 from placet.core.bus import BusUnavailable, RecordTooLarge, Subscription, TopicPartition, next_offsets
@@ -144,6 +146,27 @@ async def test_a_record_that_only_the_broker_refuses_is_typed_and_does_not_break
         for number in range(3, 6):  # the library alone would fail here: its sequence numbers have a gap
             await bus.publish(narrow.name, b"k", b"%d" % number)
         assert [record.value for record in await bus.read_to_end(narrow.name, 0)] == [b"0", b"1", b"2", b"3", b"4", b"5"]
+
+
+async def test_a_group_whose_place_was_deleted_by_retention_goes_on_at_the_oldest_that_is_left(
+    kafka_world: Any, broker: KafkaBroker, collect: Any
+) -> None:
+    bus = await kafka_world.bus()
+    at = TopicPartition(kafka_world.tasks, bus.partition_for(kafka_world.tasks, b"k"))
+    first = await bus.subscribe([kafka_world.tasks], kafka_world.group, from_beginning=False)
+    await first.wait_assigned()
+    await first.close()
+    for number in range(10):
+        await bus.publish(kafka_world.tasks, b"k", b"%d" % number)
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_records({KafkaTopicPartition(*at): RecordsToDelete(before_offset=6)})
+    finally:
+        await admin.close()
+    second = await bus.subscribe([kafka_world.tasks], kafka_world.group, from_beginning=False)
+    assert [record.value for record in await collect(second, 4)] == [b"6", b"7", b"8", b"9"]
+    assert [record.value for record in await bus.read_to_end(*at, 2)] == [b"6", b"7", b"8", b"9"]
 
 
 async def test_topics_are_created_as_the_table_says_and_applying_again_repairs_their_configuration(

@@ -337,7 +337,7 @@ class InProcessSubscription(Subscription):
             log = self._broker.log(at)
             position = self._positions[at]
             if position < log.start or position > log.end:
-                position = self._positions[at] = log.start if self._from_beginning else log.end
+                position = self._positions[at] = log.start
             found = log.read(position, max_records - len(records))
             if found:
                 self._positions[at] = found[-1].offset + 1

@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 _POLL_SLICE_S: Final = 5.0
 _RETRY_S: Final = 0.1
 _CLOSE_TIMEOUT_S: Final = 5.0
+_NEW_TOPIC_S: Final = 0.5
+"""A topic that was created a moment ago may not have reached every broker."""
 _FIGHT_ROUNDS: Final = 8
 
 
@@ -244,19 +246,22 @@ class KafkaSubscription(Subscription):
             return
         while True:
             try:
-                positions = {at: await self._consumer.position(_kafka(at)) for at in sorted(partitions)}
-                if not self._from_beginning and positions:
-                    stored = {at: await self._consumer.committed(_kafka(at)) for at in positions}
-                    first = {_kafka(at): positions[at] for at, offset in stored.items() if offset is None}
-                    if first:
-                        await self._consumer.commit(first)
+                if not self._from_beginning:
+                    new = [at for at in partitions if await self._consumer.committed(_kafka(at)) is None]
+                    starts = await self._bus.end_offsets(new)
+                    for at, offset in starts.items():
+                        self._consumer.seek(_kafka(at), offset)
+                    if starts:
+                        await self._consumer.commit({_kafka(at): offset for at, offset in starts.items()})
+                for at in partitions:
+                    await self._consumer.position(_kafka(at))
                 return
             except IllegalStateError:
                 return  # taken away again meanwhile; the next assignment follows
             except CommitFailedError:
                 return  # as above
-            except (KafkaError, TimeoutError) as error:
-                if not getattr(error, "retriable", False):
+            except (KafkaError, BusUnavailable, TimeoutError) as error:
+                if isinstance(error, KafkaError) and not error.retriable:
                     raise _typed(error, f"finding where group {self.group} stands") from error
                 await asyncio.sleep(_RETRY_S)
 
@@ -457,14 +462,14 @@ class KafkaBus(Bus):
             **self.settings.client_options(self._ssl), enable_auto_commit=False, auto_offset_reset="earliest", retry_backoff_ms=10
         )
 
-    def _new_consumer(self, group: str | None, instance_id: str | None, from_beginning: bool) -> Any:
+    def _new_consumer(self, group: str | None, instance_id: str | None) -> Any:
         s = self.settings
         return AIOKafkaConsumer(
             **s.client_options(self._ssl),
             group_id=group,
             group_instance_id=instance_id,
             enable_auto_commit=False,
-            auto_offset_reset="earliest" if from_beginning else "latest",
+            auto_offset_reset="earliest",  # also for who starts at the end: that place is sought, and what retention took is skipped
             partition_assignment_strategy=(RangePartitionAssignor,),
             session_timeout_ms=s.session_timeout_ms,
             heartbeat_interval_ms=s.heartbeat_interval_ms,
@@ -529,7 +534,11 @@ class KafkaBus(Bus):
     async def _verify(self, names: Iterable[str]) -> None:
         """Makes sure once a topic that the broker has it with the table's partition count: both fail late and vaguely otherwise."""
         new = [name for name in names if name not in self._verified]
-        if new and (problems := await self.topic_problems(new)):
+        deadline = time.monotonic() + _NEW_TOPIC_S
+        while new and (problems := await self.topic_problems(new)):
+            if time.monotonic() < deadline:
+                await asyncio.sleep(_RETRY_S)
+                continue
             raise UnknownTopic(f"{'; '.join(problems)}: `placet topics apply` creates what is missing")
 
     # Writing.
@@ -601,7 +610,7 @@ class KafkaBus(Bus):
         await self._verify(names)
         subscription = KafkaSubscription(
             self,
-            self._new_consumer(group, instance_id if group is not None else None, from_beginning),
+            self._new_consumer(group, instance_id if group is not None else None),
             names,
             group,
             instance_id=instance_id,
@@ -715,6 +724,7 @@ async def apply_topics(settings: KafkaSettings, topics: Mapping[str, Topic] = TO
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise _typed(for_code(code)(rest[0] if rest else ""), f"creating {name}")
             done += [f"created {t.name} with {t.partitions} partitions" for t in missing]
+            await asyncio.wait_for(_until_led(admin, {t.name for t in missing}), settings.connect_timeout_s)
         present = [t for t in topics.values() if t.name in existing]
         if present:
             # Not incremental: whatever is not sent falls back to the broker's default, so all of a topic's settings go.
@@ -729,3 +739,12 @@ async def apply_topics(settings: KafkaSettings, topics: Mapping[str, Topic] = TO
     finally:
         with contextlib.suppress(Exception):
             await admin.close()
+
+
+async def _until_led(admin: Any, names: set[str]) -> None:
+    """Returns when every partition of the new topics has a leader, as this broker knows it: creation is answered before."""
+    while True:
+        rows = [row for row in await admin.describe_topics() if row["topic"] in names]
+        if len(rows) == len(names) and all(partition["leader"] >= 0 for row in rows for partition in row["partitions"]):
+            return
+        await asyncio.sleep(_RETRY_S / 2)

@@ -113,10 +113,16 @@ class Snapshot:
         ends = await self._bus.end_offsets(self._bus.partitions(self.topic))
         await self.wait_for(lambda _: all(self._next.get(at, 0) >= end for at, end in ends.items()))
 
-    async def changes(self) -> AsyncIterator[Record]:
-        """Every record applied from this call on, in order. Ends when the snapshot is closed; raises what broke it."""
+    def changes(self) -> AsyncIterator[Record]:
+        """Every record applied from this call on, in order. Ends when the snapshot is closed; raises what broke it.
+
+        Iterate it to the end or close it: what was not taken yet is kept for it.
+        """
         queue: asyncio.Queue[Record | None] = asyncio.Queue()
         self._listeners.append(queue)
+        return self._drain(queue)
+
+    async def _drain(self, queue: asyncio.Queue[Record | None]) -> AsyncIterator[Record]:
         try:
             while True:
                 record = await queue.get() if self.failure is None or not queue.empty() else None
