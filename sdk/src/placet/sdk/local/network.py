@@ -68,6 +68,8 @@ class LocalOptions:
     compiled_cache: Path | None = None
     span_exporter: SpanExporter | None = None
     operator_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
+    hooks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
+    """Service name -> what is done to the built service before it starts (tests make operators lie with it); in-process only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +303,7 @@ class LocalNetwork:
         self.providers.append(provider)
         with service_scope(kind, provider):
             service: Service = build(settings, resources)
+            self.options.hooks.get(name, _nothing)(service)
             await bus.start()
             await service.start()
             task = asyncio.create_task(service.run(), name=name)
@@ -416,6 +419,10 @@ def _kinds() -> dict[str, tuple[type[Any], Callable[[Any, Resources], Any]]]:
         "aggregator": (AggregatorSettings, Aggregator),
         "gateway": (GatewaySettings, Gateway),
     }
+
+
+def _nothing(_: Any) -> None:
+    """No hook."""
 
 
 def _secret() -> bytes:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable
 from importlib import resources
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from alembic import command
 from alembic.config import Config
@@ -20,8 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from placet.core.errors import Unavailable
 
 VERSION_TABLE = "alembic_version"
-_migrating = asyncio.Lock()
-"""alembic keeps its context in module globals: one migration at a time in a process (the all-in-one starts several services)."""
+_migrating: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+"""alembic keeps its context in module globals: one migration at a time in a loop (the all-in-one starts several services in one)."""
 
 
 def connect(url: str, *, pool_size: int = 8) -> AsyncEngine:
@@ -66,7 +67,8 @@ async def migrate(engine: AsyncEngine, package: str) -> None:
         command.upgrade(_config(package, connection), "head")
 
     try:
-        async with _migrating, engine.begin() as connection:
+        lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with lock, engine.begin() as connection:
             if connection.dialect.name == "postgresql":  # several replicas start at once
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7012911)"))
             await connection.run_sync(run)

@@ -1,0 +1,77 @@
+"""JSON with exact numbers and bounds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placet.core import jsonx
+from placet.core.errors import InvalidInput, TooLarge
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**77), 10**77) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def parse(text: bytes | str, **options: Any) -> Any:
+    raw = text.encode() if isinstance(text, str) else text
+    return jsonx.parse(raw, field="x", max_bytes=options.pop("max_bytes", 10_000), **options)
+
+
+@given(VALUES)
+def test_canonical_text_reads_back_as_the_same_value_and_the_same_text(value: Any) -> None:
+    text = jsonx.canonical(value)
+    assert parse(text, max_bytes=1 << 20) == value
+    assert jsonx.canonical(parse(text, max_bytes=1 << 20)) == text
+    assert json.loads(text) == value
+
+
+def test_the_order_of_keys_and_white_space_do_not_matter() -> None:
+    assert jsonx.canonical(parse('{ "b":1,\n"a":[ 2 ]}')) == b'{"a":[2],"b":1}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"a":1,"a":2}', "1.5", "1e3", "-0", "NaN", "Infinity", "[1,]", "", "{", '"\\ud800"', '{"\\udc00":1}', "9" * 79, b"\xff"),
+        '{"$serde_json::private::Number":"1"}',
+    ],
+)
+def test_what_is_not_exact_or_not_json_is_refused(text: bytes | str) -> None:
+    with pytest.raises(InvalidInput):
+        parse(text)
+
+
+def test_27_fractions_are_kept_as_written_where_they_are_allowed_and_refused_elsewhere() -> None:
+    assert jsonx.canonical(parse('{"a":0.10}', fractions=True)) == b'{"a":0.10}'
+    with pytest.raises(InvalidInput, match="scaled integers"):
+        parse('{"a":0.10}')
+    with pytest.raises(InvalidInput):
+        parse("1e400000000", fractions=True)
+
+
+def test_size_and_depth_are_refused_before_parsing() -> None:
+    with pytest.raises(TooLarge, match="at most 10"):
+        parse("[" * 100, max_bytes=10)
+    with pytest.raises(TooLarge, match="nested deeper than 64"):
+        parse("[" * 5_000)
+    assert parse("[" * 64 + "]" * 64)
+    assert parse('"' + "[" * 100 + '"'), "brackets in a string are no nesting"
+    assert parse('"\\"' + "[" * 100 + '"')
+
+
+@pytest.mark.parametrize(("path", "wanted"), [("", {"a/b": [1, {"~": 2}]}), ("/a~1b/0", 1), ("/a~1b/1/~0", 2)])
+def test_pointers(path: str, wanted: Any) -> None:
+    assert jsonx.pointer({"a/b": [1, {"~": 2}]}, path) == wanted
+
+
+@pytest.mark.parametrize("path", ["a", "/x", "/a~1b/2", "/a~1b/-", "/a~1b/00", "/a~1b/+0", "/a~1b/0/0", "/a~1b/٠"])
+def test_a_pointer_to_nothing_is_a_key_error(path: str) -> None:
+    with pytest.raises(KeyError):
+        jsonx.pointer({"a/b": [1]}, path)
