@@ -8,6 +8,7 @@ import {BLS12381} from "./libraries/BLS12381.sol";
 import {Hashing} from "./libraries/Hashing.sol";
 import {Limits} from "./libraries/Limits.sol";
 import {MerkleInclusion} from "./libraries/MerkleInclusion.sol";
+import {AttestationWords, CertificateWords, IntentWords, LeafWords, PinsWords, Words} from "./libraries/Words.sol";
 import {
     Attestation,
     Certificate,
@@ -26,6 +27,9 @@ import {
 /// no owner and no settings; every demand comes from the client that asks, at the moment it asks.
 contract AttestationValidator is IAttestationValidator {
     using BLS12381 for G1;
+    using Words for Attestation;
+    using Words for Intent;
+    using Words for Pins;
 
     /// @dev What was proven about a certificate: never that it is good, only who signed it.
     struct Proven {
@@ -34,11 +38,14 @@ contract AttestationValidator is IAttestationValidator {
         uint64 epoch;
     }
 
-    /// @dev What the registry says about an epoch.
-    struct EpochStatus {
+    /// @dev What a certificate rests on: the stake that signed it and where its epoch stands. The first four are the tail of the
+    /// registry's answer, in its order.
+    struct Standing {
+        uint256 signedStake;
         IOperatorRegistry.EpochState state;
-        uint64 supersededAt;
-        uint64 pausedUntil;
+        uint256 supersededAt;
+        uint256 pausedUntil;
+        uint256 totalStake;
     }
 
     IOperatorRegistry private immutable _registry;
@@ -63,28 +70,34 @@ contract AttestationValidator is IAttestationValidator {
 
     /// @inheritdoc IAttestationValidator
     function consume(Intent calldata intent, Attestation calldata attestation, Pins calldata pins) external {
-        Leaf calldata leaf = attestation.leaf;
-        if (leaf.policyClient != msg.sender) revert CallerIsNotPolicyClient(msg.sender, leaf.policyClient);
-        if (!leaf.allow) revert IntentDenied(leaf.taskId);
-        if (intent.chainId != block.chainid) revert WrongChain(intent.chainId);
+        LeafWords calldata leaf = attestation.words().leaf;
+        if (leaf.policyClient != uint160(msg.sender)) {
+            revert CallerIsNotPolicyClient(msg.sender, address(uint160(leaf.policyClient)));
+        }
+        if (leaf.allow != 1) revert IntentDenied(leaf.taskId);
+        IntentWords calldata asked = intent.words();
+        if (asked.chainId != block.chainid) revert WrongChain(asked.chainId);
         bytes32 intentHash = Hashing.intentDigest(intent, Hashing.intentDomain(block.chainid, msg.sender));
         if (leaf.intentHash != intentHash) revert IntentMismatch(leaf.intentHash, intentHash);
-        if (block.timestamp > intent.deadline) revert IntentExpired(intent.deadline);
+        if (block.timestamp > asked.deadline) revert IntentExpired(uint64(asked.deadline));
 
-        (bytes32 digest, uint64 pausedUntil, Proven memory proven) = _judge(attestation, pins);
-        if (block.timestamp < pausedUntil) revert ConsumptionPaused(pausedUntil);
-        if (attestation.remember && attestation.quorumProof.length != 0) _remember(digest, proven);
+        PinsWords calldata demanded = pins.words();
+        (bytes32 digest, Standing memory standing) = _judge(attestation, demanded);
+        if (block.timestamp < standing.pausedUntil) revert ConsumptionPaused(uint64(standing.pausedUntil));
+        if (attestation.words().remember != 0) _remember(digest, attestation.certificate, standing);
 
-        _advance(msg.sender, intent.from, pins.ordering, leaf.sequence);
-        _spend(msg.sender, intent.from, intent.nonce);
+        address from = address(uint160(asked.from));
+        _advance(msg.sender, from, demanded.ordering, leaf.sequence);
+        _spend(msg.sender, from, asked.nonce);
         emit AttestationConsumed(leaf.taskId, msg.sender, intentHash, digest);
     }
 
     /// @inheritdoc IAttestationValidator
     function record(Certificate calldata certificate, QuorumProof calldata proof) external returns (bytes32 digest) {
         digest = certificateDigest(certificate);
-        (Proven memory proven,) = _verify(digest, certificate.epoch, proof);
-        _remember(digest, proven);
+        Standing memory standing;
+        _verify(digest, certificate.epoch, proof, standing);
+        _remember(digest, certificate, standing);
     }
 
     /// @inheritdoc IAttestationValidator
@@ -102,7 +115,7 @@ contract AttestationValidator is IAttestationValidator {
         if (attestation.leaf.policyClient != policyClient) {
             revert WrongPolicyClient(attestation.leaf.policyClient, policyClient);
         }
-        _judge(attestation, pins);
+        _judge(attestation, pins.words());
         return attestation.leaf.allow;
     }
 
@@ -145,129 +158,127 @@ contract AttestationValidator is IAttestationValidator {
     // ----------------------------------------------------------------------------------------------------------- the checks
 
     /// @dev All that makes an attestation good for a client of these demands, whoever asks and whatever the intent.
-    function _judge(Attestation calldata attestation, Pins calldata pins)
+    function _judge(Attestation calldata attestation, PinsWords calldata pins)
         private
         view
-        returns (bytes32 digest, uint64 pausedUntil, Proven memory proven)
+        returns (bytes32 digest, Standing memory standing)
     {
         _checkDecision(attestation, pins);
-        Certificate calldata certificate = attestation.certificate;
-        digest = certificateDigest(certificate);
-        EpochStatus memory status;
+        digest = certificateDigest(attestation.certificate);
+        CertificateWords calldata certificate = attestation.words().certificate;
         bytes calldata proof = attestation.quorumProof;
-        if (proof.length == 0) {
-            proven = remembered[digest];
-            if (proven.totalStake == 0) revert NothingRemembered(digest);
-            (status.state, status.supersededAt, status.pausedUntil) = _registry.epochStatus(certificate.epoch);
-        } else {
-            (proven, status) = _verify(digest, certificate.epoch, _proofIn(proof));
-        }
-        pausedUntil = status.pausedUntil;
-        _checkEpoch(status, certificate, pins.epochGrace);
-        uint256 quorumBps = pins.quorumBps;
-        if (uint256(proven.signedStake) * Limits.BPS < proven.totalStake * quorumBps) {
-            revert QuorumNotReached(proven.signedStake, proven.totalStake, uint16(quorumBps));
+        if (proof.length == 0) _recall(digest, certificate.epoch, standing);
+        else _verify(digest, certificate.epoch, _proofIn(proof), standing);
+        _checkEpoch(standing, certificate, pins.epochGrace);
+        unchecked {
+            // products of numbers below 2**96 and 2**14
+            if (standing.signedStake * Limits.BPS < standing.totalStake * pins.quorumBps) {
+                revert QuorumNotReached(
+                    uint96(standing.signedStake), uint96(standing.totalStake), uint16(pins.quorumBps)
+                );
+            }
         }
     }
 
     /// @dev What makes a leaf a decision of this policy that is still valid: policy, times, and its place in the certificate's tree.
-    function _checkDecision(Attestation calldata attestation, Pins calldata pins) private view {
-        Leaf calldata leaf = attestation.leaf;
+    function _checkDecision(Attestation calldata attestation, PinsWords calldata pins) private view {
+        AttestationWords calldata words = attestation.words();
+        LeafWords calldata leaf = words.leaf;
         if (leaf.policyId != pins.policyId) revert PolicyReplaced(leaf.policyId, pins.policyId);
+        uint256 quorumBps = pins.quorumBps;
         uint256 maxAge = pins.maxCertificateAge;
         if (
-            pins.quorumBps == 0 || pins.quorumBps > Limits.BPS || pins.epochGrace > Limits.MAX_GRACE
+            quorumBps == 0 || quorumBps > Limits.BPS || pins.epochGrace > Limits.MAX_GRACE
                 || maxAge > Limits.MAX_CERTIFICATE_AGE
         ) revert PinsOutOfBounds();
-        if (block.timestamp > leaf.expiration) revert AttestationExpired(leaf.expiration);
+        if (block.timestamp > leaf.expiration) revert AttestationExpired(uint64(leaf.expiration));
 
-        Certificate calldata certificate = attestation.certificate;
+        CertificateWords calldata certificate = words.certificate;
         uint256 timestamp = certificate.timestamp;
+        if (timestamp > block.timestamp + Limits.CLOCK_SLACK) revert CertificateFromFuture(uint64(timestamp));
         unchecked {
-            // sums of numbers below 2**64
-            if (timestamp > block.timestamp + Limits.CLOCK_SLACK) revert CertificateFromFuture(uint64(timestamp));
+            // the timestamp is about the present and the age bounded
             if (block.timestamp > timestamp + maxAge) revert CertificateTooOld(uint64(timestamp), uint32(maxAge));
         }
-        bytes32 leafHash = Hashing.leafHash(leaf);
+        bytes32 leafHash = Hashing.leafHash(attestation.leaf);
         if (!MerkleInclusion.isIncluded(
-                leafHash, attestation.index, certificate.count, attestation.merkleProof, certificate.root
+                leafHash, words.index, certificate.count, attestation.merkleProof, certificate.root
             )) revert NotIncluded(leafHash);
     }
 
     /// @dev An epoch counts while it is current; afterwards for certificates made before its end, within the client's grace; and never
     /// again once an ejection raised the minimum above it.
-    function _checkEpoch(EpochStatus memory status, Certificate calldata certificate, uint256 grace) private view {
-        if (status.state == IOperatorRegistry.EpochState.Current) return;
-        if (status.state == IOperatorRegistry.EpochState.Revoked) revert EpochRevoked(certificate.epoch);
-        uint256 supersededAt = status.supersededAt;
+    function _checkEpoch(Standing memory standing, CertificateWords calldata certificate, uint256 grace) private view {
+        if (standing.state == IOperatorRegistry.EpochState.Current) return;
+        if (standing.state == IOperatorRegistry.EpochState.Revoked) revert EpochRevoked(uint64(certificate.epoch));
+        uint256 supersededAt = standing.supersededAt;
         if (certificate.timestamp > supersededAt + Limits.CLOCK_SLACK || block.timestamp > supersededAt + grace) {
-            revert EpochSuperseded(certificate.epoch, status.supersededAt);
+            revert EpochSuperseded(uint64(certificate.epoch), uint64(supersededAt));
         }
     }
 
-    /// @dev Who signed: the registry says which key that is and what it weighs, the pairing that it signed.
-    function _verify(bytes32 digest, uint64 epoch, QuorumProof calldata proof)
-        private
-        view
-        returns (Proven memory proven, EpochStatus memory)
-    {
-        (G1 memory signersKey, uint96 signedStake, EpochStatus memory status) = _quorumAt(epoch, proof);
-        if (signedStake == 0 || signersKey.isInfinity()) revert NoSigners();
-        if (!signersKey.isSignedBy(BLS12381.hashDigest(digest), proof.signature)) revert InvalidSignature(digest);
-        (proven.signedStake, proven.totalStake, proven.epoch) = (signedStake, uint96(proof.totalStake), epoch);
-        return (proven, status);
+    /// @dev Fills in what was proven earlier, and where the epoch stands now.
+    function _recall(bytes32 digest, uint256 epoch, Standing memory standing) private view {
+        Proven storage proven = remembered[digest];
+        standing.signedStake = proven.signedStake;
+        standing.totalStake = proven.totalStake;
+        if (standing.totalStake == 0) revert NothingRemembered(digest);
+        (standing.state, standing.supersededAt, standing.pausedUntil) = _registry.epochStatusAt(uint64(epoch));
     }
 
-    /// @dev `registry.quorumAt(epoch, proof)`, encoded without decoding: the epoch, an offset of two words, and the calldata from the
-    /// struct on, whose inner offsets count from the struct. The answer's eight words are the key's four, the stake, and a status.
-    function _quorumAt(uint64 epoch, QuorumProof calldata proof)
-        private
-        view
-        returns (G1 memory signersKey, uint96 signedStake, EpochStatus memory status)
-    {
+    /// @dev Fills in what the proof proves: the registry says which key the signers have and what they weigh, the pairing that they signed.
+    /// The registry is called without decoding the proof: the epoch, an offset of two words, and the calldata from the struct on, whose
+    /// inner offsets count from the struct.
+    function _verify(bytes32 digest, uint256 epoch, QuorumProof calldata proof, Standing memory standing) private view {
         address target = address(_registry);
         bytes4 selector = IOperatorRegistry.quorumAt.selector;
+        G1 memory signersKey;
         bool done;
         assembly ("memory-safe") {
-            let answer := mload(0x40)
-            mstore(0x40, add(answer, 256))
-            let call_ := add(answer, 256)
+            let call_ := mload(0x40)
             let length := sub(calldatasize(), proof)
             mstore(call_, selector)
             mstore(add(call_, 4), epoch)
             mstore(add(call_, 36), 64)
             calldatacopy(add(call_, 68), proof, length)
-            done := staticcall(gas(), target, call_, add(68, length), answer, 256)
+            done := staticcall(gas(), target, call_, add(68, length), call_, 256)
             done := and(done, eq(returndatasize(), 256))
-            signersKey := answer
-            signedStake := mload(add(answer, 128))
-            status := add(answer, 160)
+            // the answer's eight words: the key's four, the stake, and the epoch's three
+            mcopy(signersKey, call_, 128)
+            mcopy(standing, add(call_, 128), 128)
         }
-        if (!done) {
-            assembly ("memory-safe") {
-                let free := mload(0x40)
-                returndatacopy(free, 0, returndatasize())
-                revert(free, returndatasize())
-            }
-        }
+        if (!done) _bubble();
+        standing.totalStake = proof.totalStake;
+        if (standing.signedStake == 0 || signersKey.isInfinity()) revert NoSigners();
+        if (!signersKey.isSignedBy(BLS12381.hashDigest(digest), proof.signature)) revert InvalidSignature(digest);
     }
 
     /// @dev Only ever raises what is known: a proof with more non-signers than an earlier one changes nothing.
-    function _remember(bytes32 digest, Proven memory proven) private {
-        if (proven.signedStake <= remembered[digest].signedStake) return;
-        remembered[digest] = proven;
-        emit CertificateRecorded(digest, proven.epoch, proven.signedStake, proven.totalStake);
+    function _remember(bytes32 digest, Certificate calldata certificate, Standing memory standing) private {
+        if (standing.signedStake <= remembered[digest].signedStake) return;
+        (uint96 signedStake, uint96 totalStake) = (uint96(standing.signedStake), uint96(standing.totalStake));
+        remembered[digest] = Proven(signedStake, totalStake, certificate.epoch);
+        emit CertificateRecorded(digest, certificate.epoch, signedStake, totalStake);
+    }
+
+    /// @dev Reverts as the call that just failed did.
+    function _bubble() private pure {
+        assembly ("memory-safe") {
+            let free := mload(0x40)
+            returndatacopy(free, 0, returndatasize())
+            revert(free, returndatasize())
+        }
     }
 
     /// @dev Demands the counter that the decision names, and moves it.
-    function _advance(address client, address from, uint8 ordering, uint64 attested) private {
+    function _advance(address client, address from, uint256 ordering, uint256 attested) private {
         uint64 current;
         if (ordering != ORDERING_FREE) {
-            current = sequenceOf(client, from, ordering);
+            current = sequenceOf(client, from, uint8(ordering));
             if (ordering == ORDERING_SENDER) _senderSequence[client][from] = current + 1;
             else _clientSequence[client] = current + 1;
         }
-        if (attested != current) revert SequenceMismatch(attested, current);
+        if (attested != current) revert SequenceMismatch(uint64(attested), current);
     }
 
     function _spend(address client, address from, uint256 nonce) private {

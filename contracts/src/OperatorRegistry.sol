@@ -321,26 +321,38 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
     function quorumAt(uint64 epoch, QuorumProof calldata proof)
         external
         view
-        returns (G1 memory signersKey, uint96 signedStake, EpochState state, uint64 supersededAt, uint64 pausedUntil)
+        returns (G1 memory signersKey, uint96, EpochState state, uint64 supersededAt, uint64 pausedUntil)
     {
         bytes24 setHash;
         bool hasVacancy;
         (state, supersededAt, pausedUntil, setHash, hasVacancy) = _lookUp(epoch);
         if (setHash != _setHashIn(proof)) revert SetMismatch(epoch);
-        signedStake = uint96(proof.totalStake);
-        if (hasVacancy) signedStake -= _details[epoch].vacantStake;
-
+        // the total is the set's, so it fits
+        uint256 signed = proof.totalStake;
+        if (hasVacancy) signed -= _details[epoch].vacantStake;
         G1[] calldata absent = proof.nonSigners;
         signersKey = BLS12381.accumulator(proof.apk);
-        if (absent.length == 0) return (signersKey, signedStake, state, supersededAt, pausedUntil);
-        // -(-apk + absent): one addition for each of them
-        signersKey.negate();
-        signedStake -= _addAbsent(signersKey, absent, epoch);
-        signersKey.negate();
+        if (absent.length != 0) {
+            // -(-apk + absent): one addition for each of them
+            signersKey.negate();
+            unchecked {
+                // members of the set, each once
+                signed -= _addAbsent(signersKey, absent, epoch);
+            }
+            signersKey.negate();
+        }
+        assembly ("memory-safe") {
+            // the answer's other four words in the accumulator's room, right behind the key
+            mstore(add(signersKey, 128), signed)
+            mstore(add(signersKey, 160), state)
+            mstore(add(signersKey, 192), supersededAt)
+            mstore(add(signersKey, 224), pausedUntil)
+            return(signersKey, 256)
+        }
     }
 
     /// @inheritdoc IOperatorRegistry
-    function epochStatus(uint64 epoch)
+    function epochStatusAt(uint64 epoch)
         external
         view
         returns (EpochState state, uint64 supersededAt, uint64 pausedUntil)
@@ -396,8 +408,8 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
 
     /// @notice A key's stake in an epoch; 0 when it was not in the set, or when the epoch is not yet.
     function stakeAt(bytes32 keyId, uint64 epoch) public view returns (uint96) {
-        StakeRecord record = _stakes[keyId];
-        return record.beginsAfter(epoch) ? _closedStakeAt(keyId, epoch) : record.stakeIn(epoch);
+        uint256 stake = _stakes[keyId].stakeIn(epoch);
+        return uint96(stake == 0 ? _closedStakeAt(keyId, epoch) : stake);
     }
 
     /// @notice A key's registration.
@@ -430,49 +442,63 @@ contract OperatorRegistry is IOperatorRegistry, Ownable2Step {
         view
         returns (EpochState state, uint64 supersededAt, uint64 pausedUntil, bytes24 setHash, bool hasVacancy)
     {
-        Current memory current = _current;
-        if (current.pauseSet) pausedUntil = _pause.until;
-        if (epoch == current.epoch) {
-            return (EpochState.Current, 0, pausedUntil, current.setHash, current.hasVacancy);
+        // one read, and the members from their places in the slot
+        uint256 word;
+        assembly ("memory-safe") {
+            word := sload(_current.slot)
         }
-        if (epoch > current.epoch) revert UnknownEpoch(epoch);
+        uint256 currentEpoch_ = (word >> 192) & type(uint32).max;
+        if ((word >> 232) & 1 == 1) pausedUntil = _pause.until;
+        if (epoch == currentEpoch_) {
+            return (EpochState.Current, 0, pausedUntil, bytes24(bytes32(word << 64)), (word >> 224) & 1 == 1);
+        }
+        if (epoch > currentEpoch_) revert UnknownEpoch(epoch);
         Superseded memory old = _superseded[epoch];
         state = epoch < minEpoch ? EpochState.Revoked : EpochState.Superseded;
         return (state, old.since, pausedUntil, old.setHash, old.hasVacancy);
     }
 
     /// @dev Adds the absent keys to an accumulator, demands that each was an operator in the epoch, and sums what they weigh. This loop
-    /// is what a missing operator costs.
-    function _addAbsent(G1 memory accumulator, G1[] calldata absent, uint64 epoch) private view returns (uint96 stake) {
-        bytes32 previous;
-        uint256 count = absent.length;
-        for (uint256 i = 0; i < count;) {
-            G1 calldata key;
-            assembly ("memory-safe") {
-                // the array was found to lie inside the calldata, and its members lie one after the other
-                key := add(absent.offset, shl(7, i))
-            }
+    /// is what a missing operator costs, so its numbers are whole words.
+    function _addAbsent(G1 memory accumulator, G1[] calldata absent, uint256 epoch)
+        private
+        view
+        returns (uint256 stake)
+    {
+        uint256 previous;
+        G1 calldata key;
+        uint256 end;
+        assembly ("memory-safe") {
+            // the array was found to lie inside the calldata, its members one after the other
+            key := absent.offset
+            end := add(absent.offset, shl(7, absent.length))
+        }
+        while (true) {
             bytes32 keyId = accumulator.accumulate(key);
-            if (keyId <= previous) revert NonSignersNotAscending(keyId);
-            previous = keyId;
-            StakeRecord record = _stakes[keyId];
-            uint96 missing = record.beginsAfter(epoch) ? _closedStakeAt(keyId, epoch) : record.stakeIn(epoch);
+            uint256 missing = _stakes[keyId].stakeIn(epoch);
+            if (missing == 0) missing = _closedStakeAt(keyId, epoch);
             if (missing == 0) revert UnknownNonSigner(keyId);
+            if (uint256(keyId) <= previous) revert NonSignersNotAscending(keyId);
+            previous = uint256(keyId);
+            bool done;
             unchecked {
                 // members of one set, whose total fits
                 stake += missing;
-                ++i;
             }
+            assembly ("memory-safe") {
+                key := add(key, 128)
+                done := eq(key, end)
+            }
+            if (done) return stake;
         }
     }
 
-    function _closedStakeAt(bytes32 keyId, uint64 epoch) private view returns (uint96) {
+    /// @dev The stake by the records that a change of stake closed, the latest first.
+    function _closedStakeAt(bytes32 keyId, uint256 epoch) private view returns (uint256 stake) {
         StakeRecord[] storage closed = _closedStakes[keyId];
-        for (uint256 i = closed.length; i > 0; --i) {
-            StakeRecord record = closed[i - 1];
-            if (!record.beginsAfter(epoch)) return record.stakeIn(epoch);
+        for (uint256 i = closed.length; i > 0 && stake == 0; --i) {
+            stake = closed[i - 1].stakeIn(epoch);
         }
-        return 0;
     }
 
     function _claimKey(address operator, G1 calldata key_, bytes32 busKey, G2 calldata possession, G2 calldata binding)

@@ -8,6 +8,7 @@ import {IAttestationValidator} from "./interfaces/IAttestationValidator.sol";
 import {IOperatorRegistry} from "./interfaces/IOperatorRegistry.sol";
 import {IPolicyClient} from "./interfaces/IPolicyClient.sol";
 import {IPolicyRegistry} from "./interfaces/IPolicyRegistry.sol";
+import {Demands, DemandsLibrary} from "./libraries/Demands.sol";
 import {Hashing} from "./libraries/Hashing.sol";
 import {Limits} from "./libraries/Limits.sol";
 import {Attestation, Intent, Pins} from "./Types.sol";
@@ -42,15 +43,6 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
         uint32 escapeDelay;
     }
 
-    /// @dev The pins besides the policy's id, and when what is queued takes their place. One slot.
-    struct Demands {
-        uint8 ordering;
-        uint16 quorumBps;
-        uint32 epochGrace;
-        uint32 maxCertificateAge;
-        uint64 nextAt;
-    }
-
     /// @notice Another policy counts from `effectiveAt` on; attestations of the old one then revert with PolicyReplaced.
     event PolicyChanged(bytes32 indexed oldPolicyId, bytes32 indexed newPolicyId, uint64 effectiveAt);
     /// @notice Other demands count from `effectiveAt` on.
@@ -83,8 +75,8 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
     /// @notice The intent's deadline is over.
     error IntentExpired(uint64 deadline);
 
-    /// @notice How long an announced escape stays open, in seconds. Afterwards it must be announced anew.
-    uint64 public constant ESCAPE_WINDOW = 14 days;
+    /// @dev How long an announced escape stays open, in seconds. Afterwards it must be announced anew.
+    uint64 private constant ESCAPE_WINDOW = 14 days;
 
     /// @notice Judges attestations for this client.
     IAttestationValidator public immutable validator;
@@ -92,38 +84,35 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
     IPolicyRegistry public immutable policyRegistry;
     /// @notice Seconds before a queued change of policy or demands counts.
     uint32 public immutable policyDelay;
-    /// @notice Who may act without attestations after announcing it; zero for nobody.
-    address public immutable escape;
-    /// @notice Seconds between the announcement and the first act.
-    uint32 public immutable escapeDelay;
+    address private immutable _escape;
+    uint32 private immutable _escapeDelay;
 
     bytes32 private _policyId;
     Demands private _demands;
     bytes32 private _nextPolicyId;
     Demands private _nextDemands;
 
-    /// @notice From when on the escape may act, unix seconds; 0 when it announced nothing.
-    uint64 public escapeOpensAt;
+    /// @dev From when on the escape may act, unix seconds; 0 when it announced nothing.
+    uint64 private _escapeOpensAt;
 
     /// @param config what this client is deployed with
     constructor(ClientConfig memory config) Ownable(config.owner) {
         validator = config.validator;
         policyRegistry = config.policyRegistry;
         policyDelay = config.policyDelay;
-        escape = config.escape;
-        escapeDelay = config.escapeDelay;
+        _escape = config.escape;
+        _escapeDelay = config.escapeDelay;
         uint64 activationDelay = IOperatorRegistry(config.validator.registry()).activationDelay();
         if (activationDelay < config.minActivationDelay) {
             revert ActivationDelayTooShort(activationDelay, config.minActivationDelay);
         }
         _checkBounds(config.quorumBps, config.epochGrace, config.maxCertificateAge);
         _policyId = config.policyId;
-        _demands = Demands(
+        _demands = DemandsLibrary.pack(
             config.policyRegistry.orderingOf(config.policyId),
             config.quorumBps,
             config.epochGrace,
-            config.maxCertificateAge,
-            0
+            config.maxCertificateAge
         );
         emit PolicyChanged(0, config.policyId, uint64(block.timestamp));
         emit DemandsChanged(config.quorumBps, config.epochGrace, config.maxCertificateAge, uint64(block.timestamp));
@@ -143,56 +132,52 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
     // -------------------------------------------------------------------------------------------------------------- the pins
 
     /// @inheritdoc IPolicyClient
-    function placetPins() public view returns (Pins memory) {
-        Demands memory demands = _demands;
-        if (demands.nextAt == 0 || block.timestamp < demands.nextAt) return _pins(_policyId, demands);
-        return _pins(_nextPolicyId, _nextDemands);
+    function placetPins() public view returns (Pins memory pins) {
+        Demands demands = _demands;
+        uint256 nextAt = demands.nextAt();
+        if (nextAt == 0 || block.timestamp < nextAt) demands.fill(_policyId, pins);
+        else _nextDemands.fill(_nextPolicyId, pins);
     }
 
     /// @notice What is queued, and from when on it counts, unix seconds; a time of 0 when nothing waits.
     function queuedPins() external view returns (Pins memory pins, uint64 effectiveAt) {
-        effectiveAt = _demands.nextAt;
+        effectiveAt = _demands.nextAt();
         if (effectiveAt <= block.timestamp) return (pins, 0);
-        pins = _pins(_nextPolicyId, _nextDemands);
+        _nextDemands.fill(_nextPolicyId, pins);
     }
 
     /// @inheritdoc IPolicyClient
     function setPolicy(bytes32 policyId) external onlyOwner {
-        _settle();
-        bool queued = _demands.nextAt != 0;
-        Demands memory demands = queued ? _nextDemands : _demands;
-        demands.ordering = policyRegistry.orderingOf(policyId);
-        uint64 effectiveAt = _enqueue(policyId, demands);
+        (, Demands demands,) = _latest();
+        uint64 effectiveAt = _enqueue(policyId, demands.ordered(policyRegistry.orderingOf(policyId)));
         emit PolicyChanged(_policyId, policyId, effectiveAt);
     }
 
     /// @notice Queues other demands; they count after the policy delay, together with a policy that waits already.
     function setDemands(uint16 quorumBps, uint32 epochGrace, uint32 maxCertificateAge) external onlyOwner {
         _checkBounds(quorumBps, epochGrace, maxCertificateAge);
-        _settle();
-        bool queued = _demands.nextAt != 0;
-        bytes32 policyId = queued ? _nextPolicyId : _policyId;
-        uint8 ordering = queued ? _nextDemands.ordering : _demands.ordering;
-        uint64 effectiveAt = _enqueue(policyId, Demands(ordering, quorumBps, epochGrace, maxCertificateAge, 0));
+        (bytes32 policyId, Demands demands, bool queued) = _latest();
+        uint64 effectiveAt =
+            _enqueue(policyId, DemandsLibrary.pack(demands.ordering(), quorumBps, epochGrace, maxCertificateAge));
         emit DemandsChanged(quorumBps, epochGrace, maxCertificateAge, effectiveAt);
         if (queued) emit PolicyChanged(_policyId, policyId, effectiveAt);
     }
 
     // ------------------------------------------------------------------------------------------------------------ the escape
 
-    /// @notice Announces that the escape will act without attestations after its delay, for {ESCAPE_WINDOW}.
+    /// @notice Announces that the escape will act without attestations after its delay, for 14 days.
     function announceEscape() external onlyEscape {
-        if (escapeOpensAt != 0 && block.timestamp <= escapeOpensAt + ESCAPE_WINDOW) {
-            revert EscapeAlreadyAnnounced(escapeOpensAt);
+        if (_escapeOpensAt != 0 && block.timestamp <= _escapeOpensAt + ESCAPE_WINDOW) {
+            revert EscapeAlreadyAnnounced(_escapeOpensAt);
         }
-        uint64 opensAt = uint64(block.timestamp) + escapeDelay;
-        escapeOpensAt = opensAt;
+        uint64 opensAt = uint64(block.timestamp) + _escapeDelay;
+        _escapeOpensAt = opensAt;
         emit EscapeAnnounced(msg.sender, opensAt, opensAt + ESCAPE_WINDOW);
     }
 
     /// @notice Takes the announcement back.
     function withdrawEscape() external onlyEscape {
-        escapeOpensAt = 0;
+        _escapeOpensAt = 0;
         emit EscapeWithdrawn(msg.sender);
     }
 
@@ -204,7 +189,7 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
         onlyEscape
         returns (bytes memory)
     {
-        uint64 opensAt = escapeOpensAt;
+        uint64 opensAt = _escapeOpensAt;
         if (opensAt == 0 || block.timestamp < opensAt || block.timestamp > opensAt + ESCAPE_WINDOW) {
             revert EscapeNotOpen(opensAt, opensAt + ESCAPE_WINDOW);
         }
@@ -212,19 +197,28 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
         if (block.timestamp > intent.deadline) revert IntentExpired(intent.deadline);
         _authorize(intent, senderSignature);
         validator.spendNonce(intent.from, intent.nonce, placetPins().ordering);
-        emit EscapeUsed(msg.sender, intent.from, intentHashOf(intent));
+        emit EscapeUsed(msg.sender, intent.from, _intentHash(intent));
         return _perform(intent);
     }
 
-    /// @notice The hash that a sender signs for this client.
-    function intentHashOf(Intent calldata intent) public view returns (bytes32) {
+    /// @notice The escape, fixed at deployment, and its window.
+    /// @return escape who may act without attestations after announcing it; zero for nobody
+    /// @return delay seconds between the announcement and the first act
+    /// @return opensAt from when on it may act, unix seconds; 0 when it announced nothing
+    /// @return closesAt until when, unix seconds
+    function escapeStatus() external view returns (address escape, uint32 delay, uint64 opensAt, uint64 closesAt) {
+        opensAt = _escapeOpensAt;
+        return (_escape, _escapeDelay, opensAt, opensAt == 0 ? 0 : opensAt + ESCAPE_WINDOW);
+    }
+
+    function _intentHash(Intent calldata intent) private view returns (bytes32) {
         return Hashing.intentDigest(intent, Hashing.intentDomain(block.chainid, address(this)));
     }
 
     // --------------------------------------------------------------------------------------------------------------- private
 
     modifier onlyEscape() {
-        if (msg.sender != escape) revert NotEscape(msg.sender);
+        if (msg.sender != _escape) revert NotEscape(msg.sender);
         _;
     }
 
@@ -237,7 +231,7 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
         if (msg.value != intent.value) revert ValueMismatch(msg.value, intent.value);
         address from = intent.from;
         if (msg.sender == from) return;
-        bytes32 hash = intentHashOf(intent);
+        bytes32 hash = _intentHash(intent);
         (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(hash, signature);
         if (failure == ECDSA.RecoverError.NoError && signer == from) return;
         if (from.code.length != 0 && SignatureChecker.isValidERC1271SignatureNowCalldata(from, hash, signature)) {
@@ -276,24 +270,18 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
         }
     }
 
-    function _pins(bytes32 policyId, Demands memory demands) private pure returns (Pins memory) {
-        return Pins(policyId, demands.ordering, demands.quorumBps, demands.epochGrace, demands.maxCertificateAge);
+    /// @dev Policy and demands as they will stand when all that is queued counts. Makes what counts by now the present state first.
+    function _latest() private returns (bytes32 policyId, Demands demands, bool queued) {
+        uint64 nextAt = _demands.nextAt();
+        if (nextAt == 0) return (_policyId, _demands, false);
+        (policyId, demands, queued) = (_nextPolicyId, _nextDemands, block.timestamp < nextAt);
+        if (!queued) (_policyId, _demands) = (policyId, demands);
     }
 
-    /// @dev Makes what was queued and counts by now the present state.
-    function _settle() private {
-        uint64 nextAt = _demands.nextAt;
-        if (nextAt == 0 || block.timestamp < nextAt) return;
-        _policyId = _nextPolicyId;
-        _demands = _nextDemands;
-    }
-
-    function _enqueue(bytes32 policyId, Demands memory demands) private returns (uint64 effectiveAt) {
+    function _enqueue(bytes32 policyId, Demands demands) private returns (uint64 effectiveAt) {
         effectiveAt = uint64(block.timestamp) + policyDelay;
-        demands.nextAt = 0;
-        _nextPolicyId = policyId;
-        _nextDemands = demands;
-        _demands.nextAt = effectiveAt;
+        (_nextPolicyId, _nextDemands) = (policyId, demands.until(0));
+        _demands = _demands.until(effectiveAt);
     }
 
     function _checkBounds(uint16 quorumBps, uint32 epochGrace, uint32 maxCertificateAge) private pure {

@@ -471,9 +471,9 @@ contract OperatorRegistryTest is Network {
         vm.prank(owner);
         registry.pause();
         registry.activate();
-        (,, uint64 pausedUntil) = registry.epochStatus(1);
+        (,, uint64 pausedUntil) = registry.epochStatusAt(1);
         assertEq(pausedUntil, block.timestamp + 1 days);
-        (IOperatorRegistry.EpochState state, uint64 supersededAt,) = registry.epochStatus(0);
+        (IOperatorRegistry.EpochState state, uint64 supersededAt,) = registry.epochStatusAt(0);
         assertTrue(state == IOperatorRegistry.EpochState.Superseded);
         assertEq(supersededAt, block.timestamp);
     }

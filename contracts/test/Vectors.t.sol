@@ -56,8 +56,8 @@ contract VectorsTest is Test {
         json = vm.readFile("test/vectors/digests.json");
     }
 
-    /// @dev The path of the i-th entry of a list, and whether there is one. Every list has entry least one.
-    function _entry(string memory list, uint256 i) private view returns (string memory entry, bool exists) {
+    /// @dev The path of the i-th entry of a list, and whether there is one. Every list has at least one.
+    function _entry(string memory list, uint256 i) private view returns (string memory path, bool exists) {
         path = string.concat(".", list, "[", vm.toString(i), "]");
         exists = vm.keyExistsJson(json, path);
         assertTrue(i != 0 || exists, list);

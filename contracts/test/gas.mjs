@@ -41,7 +41,7 @@ async function measure(chain) {
 
   const keys = Array.from({ length: OPERATORS }, (_, i) => new Key(BigInt(id(`gas operator ${i}`)) % (1n << 250n)));
   for (const [i, key] of keys.entries()) {
-    const operator = Wallet.createRandom().address;
+    const operator = `0x${id(`gas address ${i}`).slice(26)}`;
     await chain.send(at.stakeSource, weights.encodeFunctionData("setWeight", [operator, 100n]));
     const busKey = id(`bus ${i}`);
     const domain = { name: "Placet Registry", version: "1", chainId, verifyingContract: at.operatorRegistry };
@@ -94,7 +94,7 @@ async function measure(chain) {
   }
 
   async function single({ missing, remember, relayed }) {
-    const sender = Wallet.createRandom();
+    const sender = new Wallet(id("gas sender"));
     const intent = await intentOf(relayed ? sender.address : owner);
     const leaf = leafOf(intent);
     if (relayed) {

@@ -39,15 +39,18 @@ interface IOperatorRegistry {
     /// @return state where the epoch stands
     /// @return supersededAt when it was superseded, unix seconds; 0 unless it is
     /// @return pausedUntil until when consumption is paused, unix seconds; in the past or 0 when it is not
-    function epochStatus(uint64 epoch) external view returns (EpochState state, uint64 supersededAt, uint64 pausedUntil);
+    function epochStatusAt(uint64 epoch)
+        external
+        view
+        returns (EpochState state, uint64 supersededAt, uint64 pausedUntil);
 
     /// @notice The key and the stake of those who signed, the epoch's set less the proof's non-signers, and the epoch's status.
     /// @dev Reverts unless the epoch exists, apk and total are its own, and non-signers are its members, strictly ascending by key id.
     /// @return signersKey the sum of the signers' keys
     /// @return signedStake what they weigh
-    /// @return state as {epochStatus}
-    /// @return supersededAt as {epochStatus}
-    /// @return pausedUntil as {epochStatus}
+    /// @return state as {epochStatusAt}
+    /// @return supersededAt as {epochStatusAt}
+    /// @return pausedUntil as {epochStatusAt}
     function quorumAt(uint64 epoch, QuorumProof calldata proof)
         external
         view

@@ -27,17 +27,15 @@ library BLS12381 {
     bytes32 private constant NEG_G1_YL = 0x67816aef1db507c96655b9d5caac42364e6f38ba0ecb751bad54dcd6b939c2ca;
 
     uint256 private constant SHA256 = 0x02;
-    uint256 private constant MODEXP = 0x05;
     uint256 private constant G1_ADD = 0x0b;
     uint256 private constant G2_ADD = 0x0d;
     uint256 private constant PAIRING = 0x0f;
     uint256 private constant MAP_FP2_TO_G2 = 0x11;
 
-    /// @dev About twice today's prices (375, 600, 102,900 for two pairs, 23,800, 500): room for a repricing, none for burning a block.
+    /// @dev About twice today's prices (375 and 600, 102,900 for two pairs, 23,800): room for a repricing, none for burning a block.
     uint256 private constant ADD_GAS = 2_000;
     uint256 private constant PAIRING_GAS = 220_000;
     uint256 private constant MAP_GAS = 50_000;
-    uint256 private constant MODEXP_GAS = 2_000;
 
     /// @dev Both domain separation tags are 43 bytes long and differ in their first word only.
     uint256 private constant DST_LENGTH = 43;
@@ -104,13 +102,14 @@ library BLS12381 {
 
     /// @notice `point = -point`, in place, for a point whose coordinates are canonical.
     function negate(G1 memory point) internal pure {
-        if (isInfinity(point)) return;
         assembly ("memory-safe") {
-            let high := add(point, 64)
-            let low := add(point, 96)
-            let borrow := gt(mload(low), P_LO)
-            mstore(low, sub(P_LO, mload(low)))
-            mstore(high, sub(sub(P_HI, mload(high)), borrow))
+            let high := mload(add(point, 64))
+            let low := mload(add(point, 96))
+            // infinity, the only point in the subgroup whose y is 0, is its own negative
+            if or(high, low) {
+                mstore(add(point, 64), sub(sub(P_HI, high), gt(low, P_LO)))
+                mstore(add(point, 96), sub(P_LO, low))
+            }
         }
     }
 
@@ -200,20 +199,55 @@ library BLS12381 {
         }
     }
 
+    /// @dev Reduces the 64 bytes at `position` in memory modulo p, without the precompile for it, whose least price is far above its worth
+    /// here. A step takes q * p away, where q is the number's high word divided by one more than p's: never more than the quotient, and
+    /// less by so little that the first step leaves less than 100 p and the second less than 2 p.
+    function reduce(uint256 position) internal pure {
+        assembly ("memory-safe") {
+            function lessen(high, low) -> high_, low_ {
+                let q := div(high, add(P_HI, 1))
+                let productLow := mul(q, P_LO)
+                let rest := mulmod(q, P_LO, not(0))
+                let productHigh := add(mul(q, P_HI), sub(sub(rest, productLow), lt(rest, productLow)))
+                high_ := sub(sub(high, productHigh), lt(low, productLow))
+                low_ := sub(low, productLow)
+            }
+
+            let high, low := lessen(mload(position), mload(add(position, 32)))
+            high, low := lessen(high, low)
+            if or(gt(high, P_HI), and(eq(high, P_HI), iszero(lt(low, P_LO)))) {
+                high := sub(sub(high, P_HI), lt(low, P_LO))
+                low := sub(low, P_LO)
+            }
+            mstore(position, high)
+            mstore(add(position, 32), low)
+        }
+    }
+
     /// @dev RFC 9380 hash_to_curve for BLS12381G2_XMD:SHA-256_SSWU_RO_: expand the message to 256 bytes, reduce them to two elements of
-    /// Fp2, map each to G2 and add. The mapping precompile clears the cofactor, which is linear, so adding afterwards is right.
+    /// Fp2, map each to G2 and add.
     /// @param input free memory, in which the message lies 64 bytes further on
     /// @param length of the message in bytes, at most 145
     /// @param dstHead first word of the tag
     /// @param point where the result goes
     function _hashToG2(uint256 input, uint256 length, bytes32 dstHead, G2 memory point) private view {
-        uint256 failed;
-        assembly ("memory-safe") {
-            // what is hashed first lies at `input`, the uniform bytes at `uniform`, what is hashed then and the results at `work`
-            let uniform := add(input, 256)
-            let work := add(input, 512)
+        unchecked {
+            uint256 uniform = input + 256;
+            uint256 work = input + 512;
+            _expand(input, length, dstHead, uniform, work);
+            reduce(uniform);
+            reduce(uniform + 64);
+            reduce(uniform + 128);
+            reduce(uniform + 192);
+            _mapAndAdd(uniform, work, point);
+        }
+    }
 
-            // expand_message_xmd: b_0 = H(64 zero bytes | message | 256 as two bytes | 0 | DST | length of DST)
+    /// @dev expand_message_xmd to 256 bytes at `uniform`; `work` is memory to hash in.
+    function _expand(uint256 input, uint256 length, bytes32 dstHead, uint256 uniform, uint256 work) private view {
+        bool done;
+        assembly ("memory-safe") {
+            // b_0 = H(64 zero bytes | message | 256 as two bytes | 0 | DST | length of DST)
             mstore(input, 0)
             mstore(add(input, 32), 0)
             let end := add(add(input, 64), length)
@@ -221,7 +255,7 @@ library BLS12381 {
             mstore(add(end, 3), dstHead)
             mstore(add(end, 35), DST_TAIL)
             mstore8(add(end, 46), DST_LENGTH)
-            let done := staticcall(gas(), SHA256, input, add(length, 111), 0, 32)
+            done := staticcall(gas(), SHA256, input, add(length, 111), 0, 32)
 
             // b_i = H((b_0 xor b_(i-1)) | i | DST | length of DST), where b_1 takes nothing in place of b_(i-1)
             function next(b0, previous, i, work_, to) -> done_ {
@@ -241,39 +275,23 @@ library BLS12381 {
             done := and(done, next(b0, mload(add(uniform, 128)), 6, work, add(uniform, 160)))
             done := and(done, next(b0, mload(add(uniform, 160)), 7, work, add(uniform, 192)))
             done := and(done, next(b0, mload(add(uniform, 192)), 8, work, add(uniform, 224)))
-            if iszero(done) { failed := SHA256 }
-
-            // four numbers of 64 bytes, each reduced as number^1 mod p: lengths 64, 1, 64 | base | 1 | p
-            function reduce(work_, at) -> done_ {
-                mcopy(add(work_, 96), at, 64)
-                done_ := and(eq(returndatasize(), 64), staticcall(MODEXP_GAS, MODEXP, work_, 225, at, 64))
-            }
-            mstore(work, 64)
-            mstore(add(work, 32), 1)
-            mstore(add(work, 64), 64)
-            mstore8(add(work, 160), 1)
-            mstore(add(work, 161), P_HI)
-            mstore(add(work, 193), P_LO)
-            done := reduce(work, uniform)
-            done := and(done, reduce(work, add(uniform, 64)))
-            done := and(done, reduce(work, add(uniform, 128)))
-            done := and(done, reduce(work, add(uniform, 192)))
-            if iszero(done) { failed := MODEXP }
-
-            // two maps and one addition; `and` evaluates its second argument first
-            done := and(eq(returndatasize(), 256), staticcall(MAP_GAS, MAP_FP2_TO_G2, uniform, 128, work, 256))
-            uniform := add(uniform, 128)
-            work := add(work, 256)
-            done := and(
-                done,
-                and(eq(returndatasize(), 256), staticcall(MAP_GAS, MAP_FP2_TO_G2, uniform, 128, work, 256))
-            )
-            if iszero(done) { failed := MAP_FP2_TO_G2 }
-            work := sub(work, 256)
-            if iszero(and(eq(returndatasize(), 256), staticcall(ADD_GAS, G2_ADD, work, 512, point, 256))) {
-                failed := G2_ADD
-            }
         }
-        if (failed != 0) revert PrecompileFailed(failed);
+        if (!done) revert PrecompileFailed(SHA256);
+    }
+
+    /// @dev Maps the two elements of Fp2 at `elements` to G2 and adds. The precompile clears the cofactor, which is linear, so adding
+    /// afterwards is right.
+    function _mapAndAdd(uint256 elements, uint256 work, G2 memory point) private view {
+        bool mapped;
+        bool added;
+        assembly ("memory-safe") {
+            // `and` evaluates its second argument first
+            mapped := and(eq(returndatasize(), 256), staticcall(MAP_GAS, MAP_FP2_TO_G2, elements, 128, work, 256))
+            let second := staticcall(MAP_GAS, MAP_FP2_TO_G2, add(elements, 128), 128, add(work, 256), 256)
+            mapped := and(mapped, and(second, eq(returndatasize(), 256)))
+            added := and(eq(returndatasize(), 256), staticcall(ADD_GAS, G2_ADD, work, 512, point, 256))
+        }
+        if (!mapped) revert PrecompileFailed(MAP_FP2_TO_G2);
+        if (!added) revert PrecompileFailed(G2_ADD);
     }
 }

@@ -46,8 +46,8 @@ library Hashing {
     /// @dev The struct's eight words as they lie in calldata, with the two dynamic members replaced by their hashes. A word with dirty high
     /// bits gives a hash that nobody signed.
     function intentDigest(Intent calldata intent, bytes32 domain) internal pure returns (bytes32) {
-        bytes32 dataHash = keccak256(intent.data);
-        bytes32 signatureHash = keccak256(bytes(intent.functionSignature));
+        bytes32 dataHash = _keccak(intent.data);
+        bytes32 signatureHash = _keccak(bytes(intent.functionSignature));
         bytes32 typehash = INTENT_TYPEHASH;
         bytes32 structHash;
         assembly ("memory-safe") {
@@ -125,8 +125,31 @@ library Hashing {
         return keccak256(abi.encode(POLICY_TYPEHASH, policy));
     }
 
-    function _domain(bytes32 nameHash, uint256 chainId, address verifyingContract) private pure returns (bytes32) {
-        return keccak256(abi.encode(DOMAIN_TYPEHASH, nameHash, VERSION_HASH, chainId, verifyingContract));
+    /// @dev keccak of bytes in calldata, through memory that is not kept.
+    function _keccak(bytes calldata data) private pure returns (bytes32 hash) {
+        assembly ("memory-safe") {
+            let free := mload(0x40)
+            calldatacopy(free, data.offset, data.length)
+            hash := keccak256(free, data.length)
+        }
+    }
+
+    function _domain(bytes32 nameHash, uint256 chainId, address verifyingContract)
+        private
+        pure
+        returns (bytes32 domain)
+    {
+        bytes32 typehash = DOMAIN_TYPEHASH;
+        bytes32 versionHash = VERSION_HASH;
+        assembly ("memory-safe") {
+            let free := mload(0x40)
+            mstore(free, typehash)
+            mstore(add(free, 32), nameHash)
+            mstore(add(free, 64), versionHash)
+            mstore(add(free, 96), chainId)
+            mstore(add(free, 128), and(verifyingContract, 0xffffffffffffffffffffffffffffffffffffffff))
+            domain := keccak256(free, 160)
+        }
     }
 
     function _digest(bytes32 domain, bytes32 structHash) private pure returns (bytes32 digest) {

@@ -23,14 +23,13 @@ library StakeRecords {
         return StakeRecord.wrap((word & ((1 << 160) - 1)) | uint256(toEpoch) << 160);
     }
 
-    /// @notice Whether the record says nothing about `epoch` because it begins later.
-    function beginsAfter(StakeRecord record, uint64 epoch) internal pure returns (bool) {
-        return uint64(StakeRecord.unwrap(record) >> 96) > epoch;
-    }
-
-    /// @notice The stake in `epoch`, for an epoch that the record does not begin after.
-    function stakeIn(StakeRecord record, uint64 epoch) internal pure returns (uint96) {
-        return epoch < uint64(StakeRecord.unwrap(record) >> 160) ? uint96(StakeRecord.unwrap(record)) : 0;
+    /// @notice The stake in `epoch`; 0 when the record is not about it.
+    function stakeIn(StakeRecord record, uint256 epoch) internal pure returns (uint256 stake_) {
+        assembly ("memory-safe") {
+            let began := iszero(lt(epoch, and(shr(96, record), 0xffffffffffffffff)))
+            let ended := iszero(lt(epoch, shr(160, record)))
+            stake_ := mul(and(record, 0xffffffffffffffffffffffff), gt(began, ended))
+        }
     }
 
     /// @notice The stake, in whichever epochs.
