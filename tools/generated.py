@@ -1,13 +1,16 @@
 """Files that are made from others: written by this script, held against their sources by `--check`.
 
 - sdk/src/placet/sdk/artifacts: ABI and bytecode from contracts/artifacts, and the deployment plan
+- services/core/…/contract_errors.json: the contracts' named errors
 - docs/reference/topics.md, docs/reference/limits.md, docs/errors.md (table)
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from placet.core import errors, limits, topics
 
@@ -43,6 +46,23 @@ def errors_table() -> str:
     return head + "| code | REST | gRPC | retryable | meaning |\n| --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
+def _type_of(item: dict[str, Any]) -> str:
+    kind: str = item["type"]
+    if kind.startswith("tuple"):
+        return "(" + ",".join(_type_of(member) for member in item["components"]) + ")" + kind.removeprefix("tuple")
+    return kind
+
+
+def contract_errors() -> bytes:
+    """Signatures of every error that Placet's contracts can revert with."""
+    signatures: set[str] = set()
+    for path in sorted((ROOT / "contracts/artifacts").glob("*.json")):
+        for item in json.loads(path.read_text())["abi"]:
+            if item["type"] == "error":
+                signatures.add(f"{item['name']}({','.join(_type_of(member) for member in item['inputs'])})")
+    return (json.dumps(sorted(signatures), indent=1) + "\n").encode()
+
+
 def expected() -> dict[Path, bytes]:
     """Content of every generated file."""
     files = {
@@ -51,6 +71,7 @@ def expected() -> dict[Path, bytes]:
         ROOT / "docs/errors.md": errors_table().encode(),
         ROOT / "sdk/src/placet/sdk/artifacts/deploy-plan.json": (ROOT / "contracts/deploy-plan.json").read_bytes(),
     }
+    files[ROOT / "services/core/src/placet/core/evm/contract_errors.json"] = contract_errors()
     for path in sorted((ROOT / "contracts/artifacts").glob("*.json")):
         files[ROOT / "sdk/src/placet/sdk/artifacts" / path.name] = path.read_bytes()
     return files

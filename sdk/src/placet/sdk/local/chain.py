@@ -16,10 +16,10 @@ from eth_abi import abi
 from placet.core import bls
 from placet.core.digests import key_id, register_key_digest
 from placet.core.evm.contracts import encode_call, publish_policy_call, words
+from placet.core.evm.reverts import name_of_revert
 from placet.core.evm.rpc import RpcClient, RpcError
 from placet.core.keccak import keccak256
 from placet.core.types import Address, Hash32, Policy, address_from, hash_from, hex0x
-from placet.sdk.local.errors import name_of_revert
 
 
 class ChainError(RuntimeError):

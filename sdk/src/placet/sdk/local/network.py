@@ -43,6 +43,7 @@ from placet.sdk.devservices.kafka import KafkaBroker, apply_topics
 from placet.sdk.devservices.postgres import Postgres
 from placet.sdk.devservices.process import OwnedProcess, free_ports
 from placet.sdk.local.chain import DevChain
+from placet.settlement.signer import LocalTransactionSigner
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,8 @@ class LocalNetwork:
         self._rpc: RpcClient | None = None
         self._gateway_seed = secrets.token_bytes(32)
         self._aggregator_seed = secrets.token_bytes(32)
+        self._settlement_seed = secrets.token_bytes(32)
+        self._sender_seed = secrets.token_bytes(32)
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -252,6 +255,7 @@ class LocalNetwork:
                 "database": self._database("gateway"),
                 "bus_key_file": str(keys / "gateway.key"),
                 "trusted_aggregators": [hex0x(aggregator.public_key)],
+                "trusted_settlements": [hex0x(LocalBusSigner(self._settlement_seed).public_key)],
                 "observe_for_ms": self.options.observe_for_ms,
             }
         if name == "aggregator":
@@ -259,6 +263,14 @@ class LocalNetwork:
                 **self._common(),
                 "bus_key_file": str(keys / "aggregator.key"),
                 "trusted_gateways": [hex0x(gateway.public_key)],
+            }
+        if name == "settlement":
+            return {
+                **self._common(),
+                "bus_key_file": str(keys / "settlement.key"),
+                "sender_key_file": str(keys / "sender.key"),
+                "database": self._database("settlement"),
+                "trusted_aggregators": [hex0x(aggregator.public_key)],
             }
         index = int(name.removeprefix("operator-"))
         operator = self.operators[index]
@@ -279,10 +291,18 @@ class LocalNetwork:
 
     def service_names(self) -> list[str]:
         """Services in the order they start."""
-        return ["aggregator", *(f"operator-{index}" for index in range(self.options.operators)), "gateway"]
+        return ["aggregator", "settlement", *(f"operator-{index}" for index in range(self.options.operators)), "gateway"]
 
     async def _start_services(self) -> None:
-        await asyncio.to_thread(_write_seeds, self.folder / "keys", {"gateway": self._gateway_seed, "aggregator": self._aggregator_seed})
+        seeds = {
+            "gateway": self._gateway_seed,
+            "aggregator": self._aggregator_seed,
+            "settlement": self._settlement_seed,
+            "sender": self._sender_seed,
+        }
+        await asyncio.to_thread(_write_seeds, self.folder / "keys", seeds)
+        sender = LocalTransactionSigner(self.folder / "keys" / "sender.key").address
+        await self.rpc.call("anvil_setBalance", [hex0x(sender), hex(1000 * 10**18)])
         if self.options.separate:
             for name in self.service_names():
                 self.launch(name)
@@ -413,11 +433,14 @@ def _kinds() -> dict[str, tuple[type[Any], Callable[[Any, Resources], Any]]]:
     from placet.gateway.main import Gateway
     from placet.operator.config import OperatorSettings
     from placet.operator.main import Operator
+    from placet.settlement.config import SettlementSettings
+    from placet.settlement.main import Settlement
 
     return {
         "operator": (OperatorSettings, Operator),
         "aggregator": (AggregatorSettings, Aggregator),
         "gateway": (GatewaySettings, Gateway),
+        "settlement": (SettlementSettings, Settlement),
     }
 
 

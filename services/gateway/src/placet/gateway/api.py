@@ -150,6 +150,8 @@ class Api:
         content: dict[str, Any] = {"taskId": hex0x(row.task_id), "stage": row.stage, "createdAt": row.created_at}
         if row.result is not None:
             content["result"] = row.result
+        if row.settlement is not None:
+            content["settlement"] = row.settlement
         return reply(content)
 
     async def attestation(self, request: Request, key: ApiKey) -> Response:

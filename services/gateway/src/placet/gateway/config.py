@@ -18,6 +18,7 @@ class GatewaySettings(ServiceSettings):
     database: SecretStr
     bus_key_file: Path = Field(description="32-byte Ed25519 seed, hex; operators must trust its public key")
     trusted_aggregators: list[str] = Field(min_length=1, description="Ed25519 keys (0x hex) whose attestations are taken")
+    trusted_settlements: list[str] = Field(default_factory=list, description="Ed25519 keys (0x hex) whose settlement events are taken")
     evidence_urls: list[str] = Field(default_factory=list, description="where operators serve evidence records")
     batch_wait_ms: float = Field(default=4.0, ge=0, le=1000, description="how long the oldest task of a batch waits for company")
     observe_for_ms: int = Field(default=limits.DEFAULT_OBSERVE_FOR_MS, ge=100, le=limits.MAX_OBSERVE_FOR_MS)

@@ -45,6 +45,7 @@ class Gateway:
             chains=resources.chains,
             store=self.store,
             aggregators=trusted_keys(settings.trusted_aggregators, "trusted_aggregators"),
+            settlements=trusted_keys(settings.trusted_settlements, "trusted_settlements"),
         )
         self._batcher = Batcher(
             bus=resources.bus,

@@ -47,12 +47,14 @@ class Results:
         chains: Mapping[int, ChainReader],
         store: Store,
         aggregators: frozenset[bytes],
+        settlements: frozenset[bytes] = frozenset(),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._bus = bus
         self._chains = chains
         self._store = store
         self._aggregators = aggregators
+        self._settlements = settlements
         self._clock = clock
         self._pending: dict[Hash32, _Pending] = {}
         self._waiters: dict[Hash32, list[asyncio.Future[dict[str, Any]]]] = {}
@@ -81,8 +83,8 @@ class Results:
         """Find tasks left open by an earlier run, subscribe, and read what came meanwhile."""
         since = int(self._clock()) - _KEEP_S
         await self._recover(since)
-        self.subscription = await self._bus.subscribe([topics.ATTESTATIONS], None, from_beginning=False)
-        partitions = self._bus.partitions(topics.ATTESTATIONS)
+        self.subscription = await self._bus.subscribe([topics.ATTESTATIONS, topics.SETTLEMENTS], None, from_beginning=False)
+        partitions = [*self._bus.partitions(topics.ATTESTATIONS), *self._bus.partitions(topics.SETTLEMENTS)]
         starts: dict[Any, int | None] = dict(await self._bus.offsets_at(partitions, since * 1000))
         for records in (await self._bus.read_many_to_end(starts)).values():
             for record in records:
@@ -126,6 +128,9 @@ class Results:
                     self._pending.pop(batch_id)
 
     async def _take(self, record: Record) -> None:
+        if record.topic == topics.SETTLEMENTS:
+            await self._settled(record)
+            return
         pending = self._pending.get(Hash32(record.key or b""))
         if pending is None:
             return  # another replica's
@@ -142,6 +147,27 @@ class Results:
                 await self._apply(pending, message)
             except (InvalidInput, VerificationFailed) as error:
                 log.warning("attestation ignored: %s", error)
+
+    async def _settled(self, record: Record) -> None:
+        """Note what settlement says of a task of this gateway."""
+        try:
+            message = open_envelope(
+                record.value or b"",
+                lambda kind, sender: sender if kind is Kind.SETTLEMENT_EVENT and sender in self._settlements else None,
+            )
+            event = wire.decode_settlement_event(message.payload)
+        except (InvalidInput, VerificationFailed) as error:
+            log.warning("settlement event ignored: %s", error)
+            return
+        if len(event.reference) == 32 and event.reference == record.key:
+            settlement = {
+                "status": event.status,
+                "transactionHash": hex0x(event.transaction_hash) if event.transaction_hash else None,
+                "blockNumber": event.block_number or None,
+                "gasUsed": event.gas_used or None,
+                "error": event.error or None,
+            }
+            await self._store.set_settlement(Hash32(event.reference), settlement)
 
     async def _apply(self, pending: _Pending, message: Message) -> None:
         context = pending.context

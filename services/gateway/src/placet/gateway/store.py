@@ -39,6 +39,7 @@ _TASK = sa.Table(
     sa.Column("request_hash", sa.LargeBinary(32)),
     sa.Column("stage", sa.String(16)),
     sa.Column("result", sa.Text),
+    sa.Column("settlement", sa.Text),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("expires_at", sa.BigInteger),
 )
@@ -71,6 +72,7 @@ class TaskRow:
     result: dict[str, Any] | None
     created_at: int
     expires_at: int
+    settlement: dict[str, Any] | None = None
 
 
 class Store:
@@ -136,6 +138,15 @@ class Store:
                 update = sa.update(_TASK).where(_TASK.c.task_id == task_id, _TASK.c.result.is_(None))
                 await connection.execute(update.values(stage=stage, result=orjson.dumps(result).decode(), expires_at=expires_at))
 
+    async def set_settlement(self, task_id: Hash32, settlement: dict[str, Any]) -> None:
+        """What settlement says of a relayed task; a final state is not overwritten by an earlier one that was delivered late."""
+        async with self._engine.begin() as connection:
+            row = (await connection.execute(sa.select(_TASK.c.settlement).where(_TASK.c.task_id == task_id))).first()
+            if row is None or (row.settlement and orjson.loads(row.settlement)["status"] != "submitted"):
+                return
+            update = sa.update(_TASK).where(_TASK.c.task_id == task_id)
+            await connection.execute(update.values(settlement=orjson.dumps(settlement).decode()))
+
     async def task(self, task_id: Hash32, tenant: str) -> TaskRow | None:
         """A tenant's task; others' tasks do not exist for it."""
         return await self._one(sa.select(_TASK).where(_TASK.c.task_id == task_id, _TASK.c.tenant == tenant))
@@ -183,4 +194,5 @@ def _row(row: Any) -> TaskRow:
         orjson.loads(row.result) if row.result else None,
         row.created_at,
         row.expires_at,
+        orjson.loads(row.settlement) if row.settlement else None,
     )

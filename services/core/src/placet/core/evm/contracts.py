@@ -36,11 +36,12 @@ def selector(signature: str) -> bytes:
 def encode_call(signature: str, *arguments: Any) -> bytes:
     """Calldata of `name(types)` with arguments."""
     inner = signature[signature.index("(") :]
-    types = _split(inner)
+    types = split_types(inner)
     return selector(signature) + abi.encode(types, arguments)
 
 
-def _split(tuple_text: str) -> list[str]:
+def split_types(tuple_text: str) -> list[str]:
+    """Member types of `(type,…)`."""
     out, depth, start = [], 0, 1
     for position, character in enumerate(tuple_text):
         if character == "(":

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("request_hash", sa.LargeBinary(32), nullable=False),
         sa.Column("stage", sa.String(16), nullable=False),
         sa.Column("result", sa.Text),
+        sa.Column("settlement", sa.Text),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
     )

@@ -1,0 +1,1 @@
+"""Making policy packs: building components, running their tests, simulating them, publishing them."""

@@ -1,0 +1,1 @@
+"""Migrations of settlement's database. They only expand."""

@@ -1,0 +1,243 @@
+"""The leader's loop for one key on one chain: bind jobs to account nonces, send, replace, cancel, confirm.
+
+Order that makes it safe to die at any point: look (dry run), sign, write down, send. Whatever was written down is sent again after a
+restart; whatever was not written down was never sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from placet.core.evm.reverts import name_of_revert
+from placet.core.evm.rpc import Block, RpcClient, RpcError, call_request
+from placet.core.telemetry import metrics
+from placet.core.types import Address, hex0x
+from placet.settlement.signer import TransactionSigner
+from placet.settlement.store import DAY_S, Attempt, Job, Lease, Store, attempts_of
+
+log = logging.getLogger(__name__)
+
+_JOBS = metrics.counter("placet_settlement_jobs_total", "Jobs that ended, by state.", ["state"])
+_GAS = metrics.counter("placet_settlement_gas_total", "Gas used.", ["chain"])
+_GWEI = 10**9
+_BUMP_PERCENT = 125  # nodes want at least 10 % more of a replacement
+_PLAIN_GAS = 21_000
+
+
+@dataclass(frozen=True, slots=True)
+class SendingRules:
+    """Bounds of what is sent. Fees in wei."""
+
+    confirmations: int
+    bump_after_s: float
+    max_fee: int
+    tip: int
+    gas_ceiling: int
+    gas_per_payer_per_day: int
+    max_in_flight: int
+
+
+class Sender:
+    """One key on one chain. `step` is called again and again by whoever holds the lease."""
+
+    def __init__(
+        self,
+        *,
+        rpc: RpcClient,
+        chain_id: int,
+        signer: TransactionSigner,
+        store: Store,
+        rules: SendingRules,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._rpc = rpc
+        self._chain_id = chain_id
+        self._signer = signer
+        self._store = store
+        self._rules = rules
+        self._clock = clock
+
+    @property
+    def address(self) -> Address:
+        """The account that sends."""
+        return self._signer.address
+
+    async def step(self, lease: Lease) -> None:
+        """One round. Raises LeaseLost when another leads by now, Unavailable when no node answers."""
+        head = await self._rpc.block("latest")
+        open_attempts = await self._store.open_attempts(lease)
+        for nonce in sorted(open_attempts):
+            await self._look_after(lease, head, nonce, open_attempts[nonce])
+        room = self._rules.max_in_flight - len(open_attempts)
+        if room > 0:
+            for job in await self._store.queued(self._chain_id, room):
+                await self._begin(lease, head, job)
+
+    # --- new jobs
+
+    async def _begin(self, lease: Lease, head: Block, job: Job) -> None:
+        now = self._clock()
+        refusal = self._why_not(job, now, head)
+        if refusal is not None:
+            await self._refuse(lease, job, refusal)
+            return
+        gas = await self._gas_for(lease, job)
+        if gas is None:
+            return
+        if await self._store.gas_of_payer(job.payer, now - DAY_S) + gas > self._rules.gas_per_payer_per_day:
+            await self._refuse(lease, job, "the payer's gas budget for today is used up")
+            return
+        nonce = await self._store.next_nonce(lease, await self._chain_nonce())
+        attempt = self._sign(job, nonce, 0, gas, self._fee(head))
+        await self._store.bind(lease, self._clock(), job.reference, attempt)
+        await self._broadcast(attempt)
+
+    @staticmethod
+    def _why_not(job: Job, now: float, head: Block) -> str | None:
+        if job.valid_until < max(now, head.timestamp):
+            return "expired before it could be sent"
+        return None
+
+    async def _refuse(self, lease: Lease, job: Job, error: str) -> None:
+        await self._store.set_state(lease, self._clock(), job.reference, "refused", error=error[:250])
+        _JOBS.labels("refused").inc()
+        log.info("job %s refused: %s", hex0x(job.reference), error)
+
+    async def _gas_for(self, lease: Lease, job: Job) -> int | None:
+        """Dry run and estimate; refuses the job (and returns None) when it would revert or needs too much gas."""
+        call = call_request(job.target, job.calldata, sender=self.address, value=job.value)
+        estimate = ("eth_estimateGas", call[1][:1])
+        for answer in await self._rpc.batch_settled([call, estimate]):
+            if isinstance(answer, RpcError):
+                reason = name_of_revert(answer.revert_data or b"") or answer.message
+                await self._refuse(lease, job, f"would revert: {reason}")
+                return None
+            last = answer
+        gas = int(last, 16) * 6 // 5
+        if gas > self._rules.gas_ceiling:
+            await self._refuse(lease, job, f"needs {gas} gas, the ceiling is {self._rules.gas_ceiling}")
+            return None
+        return gas
+
+    def _sign(self, job: Job, nonce: int, number: int, gas: int, max_fee: int, kind: str = "send") -> Attempt:
+        transaction = {
+            "type": 2,
+            "chainId": self._chain_id,
+            "nonce": nonce,
+            "to": bytes(job.target if kind == "send" else self.address),
+            "value": job.value if kind == "send" else 0,
+            "data": hex0x(job.calldata) if kind == "send" else "0x",
+            "gas": gas,
+            "maxFeePerGas": max_fee,
+            "maxPriorityFeePerGas": min(max_fee, self._rules.tip),
+        }
+        raw, digest = self._signer.sign(transaction)
+        return Attempt(nonce, number, kind, raw, digest, max_fee, self._clock(), job.reference)
+
+    def _fee(self, head: Block) -> int:
+        return min(self._rules.max_fee, 2 * head.base_fee + self._rules.tip)
+
+    async def _chain_nonce(self) -> int:
+        return int(await self._rpc.call("eth_getTransactionCount", [hex0x(self.address), "latest"]), 16)
+
+    async def _broadcast(self, attempt: Attempt) -> None:
+        """Send a signed transaction; whatever the node says, its receipt decides."""
+        try:
+            await self._rpc.call("eth_sendRawTransaction", [hex0x(attempt.raw)])
+        except RpcError as error:
+            text = error.message.lower()
+            if not any(known in text for known in ("already known", "already imported", "nonce too low")):
+                log.warning("nonce %d: the node refuses: %s", attempt.nonce, error.message)
+
+    # --- nonces in flight
+
+    async def _look_after(self, lease: Lease, head: Block, nonce: int, attempts: list[Attempt]) -> None:
+        """Find out whether one of the attempts was mined, and wait, replace, cancel or close."""
+        reference = attempts[0].reference
+        for attempt in reversed(attempts):
+            receipt = await self._rpc.receipt(attempt.hash)
+            if receipt is None:
+                continue
+            number = int(receipt["blockNumber"], 16)
+            gas_used = int(receipt["gasUsed"], 16)
+            changes = {"transaction_hash": attempt.hash, "block_number": number, "gas_used": gas_used}
+            if head.number - number + 1 < self._rules.confirmations:
+                await self._store.set_state(lease, self._clock(), reference, "mined", **changes)
+                return
+            await self._close(lease, attempt, receipt, changes)
+            return
+        await self._not_mined(lease, head, nonce, attempts)
+
+    async def _close(self, lease: Lease, attempt: Attempt, receipt: dict[str, Any], changes: dict[str, Any]) -> None:
+        now = self._clock()
+        _GAS.labels(str(self._chain_id)).inc(changes["gas_used"])
+        if attempt.kind == "cancel":
+            # Nothing of the job can be mined any more. What is still wanted gets a new nonce.
+            job = await self._store.job(attempt.reference)
+            wanted = job is not None and job.valid_until > now
+            await self._store.close_nonce(
+                lease, now, attempt.nonce, attempt.reference, "refused", requeue=wanted, error="" if wanted else "cancelled"
+            )
+            if not wanted:
+                _JOBS.labels("refused").inc()
+            return
+        ok = int(receipt["status"], 16) == 1
+        error = "" if ok else await self._revert_reason(attempt, receipt)
+        state = "confirmed" if ok else "reverted"
+        await self._store.close_nonce(lease, now, attempt.nonce, attempt.reference, state, error=error[:250], **changes)
+        _JOBS.labels(state).inc()
+        log.info("job %s %s in block %s", hex0x(attempt.reference), state, changes["block_number"])
+
+    async def _revert_reason(self, attempt: Attempt, receipt: dict[str, Any]) -> str:
+        job = await self._store.job(attempt.reference)
+        if job is None:
+            return "reverted"
+        method, params = call_request(job.target, job.calldata, sender=self.address, value=job.value)
+        try:
+            await self._rpc.call(method, [params[0], receipt["blockNumber"]])
+        except RpcError as error:
+            return name_of_revert(error.revert_data or b"") or error.message
+        return "reverted"
+
+    async def _not_mined(self, lease: Lease, head: Block, nonce: int, attempts: list[Attempt]) -> None:
+        now = self._clock()
+        job = await self._store.job(attempts[0].reference)
+        if job is None:
+            return
+        newest = attempts[-1]
+        if job.state == "mined":  # its block was reorganised away
+            await self._store.set_state(lease, now, job.reference, "sent")
+            await self._broadcast(newest)
+            return
+        expired = job.valid_until < max(now, head.timestamp)
+        if expired and not attempts_of(attempts, "cancel"):
+            # It would revert now, and gas would be paid for that. Nothing but a cancellation frees the nonce.
+            await self._replace(lease, replace_job(job), newest, kind="cancel", gas=_PLAIN_GAS)
+        elif now - newest.created_at > self._rules.bump_after_s:
+            fee = newest.max_fee * _BUMP_PERCENT // 100 + 1
+            if fee <= self._rules.max_fee:
+                await self._replace(lease, job, newest, kind=newest.kind, gas=_gas_of(newest, self._rules.gas_ceiling))
+            else:
+                await self._broadcast(newest)
+        elif await self._chain_nonce() <= nonce:
+            await self._broadcast(newest)  # the node may have forgotten it
+
+    async def _replace(self, lease: Lease, job: Job, newest: Attempt, *, kind: str, gas: int) -> None:
+        fee = min(self._rules.max_fee, newest.max_fee * _BUMP_PERCENT // 100 + 1)
+        attempt = self._sign(job, newest.nonce, newest.number + 1, gas, fee, kind)
+        await self._store.add_attempt(lease, self._clock(), attempt)
+        await self._broadcast(attempt)
+
+
+def replace_job(job: Job) -> Job:
+    """A job without its call: what a cancellation signs."""
+    return replace(job, calldata=b"", value=0)
+
+
+def _gas_of(attempt: Attempt, ceiling: int) -> int:
+    """Gas limit of a replacement: as generous as allowed, since state may have moved since the estimate."""
+    return _PLAIN_GAS if attempt.kind == "cancel" else ceiling
