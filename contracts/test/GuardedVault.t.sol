@@ -21,7 +21,7 @@ contract GuardedVaultTest is Network {
         _deployFour();
         token = new TestToken("Asset", "AST", 18);
         policyId = _publish(0);
-        vault = new GuardedVault(token, "Guarded Asset", "gAST", _config(policyId));
+        vault = _vault(token, _config(policyId));
         token.mint(alice, 1000);
         vm.startPrank(alice);
         token.approve(address(vault), 1000);

@@ -67,7 +67,7 @@ contract PolicyClientTest is Network {
         (alice, aliceKey) = makeAddrAndKey("alice");
         target = new Target();
         policyId = _publish(0);
-        wallet = new GuardedWallet(_config(policyId));
+        wallet = _wallet(_config(policyId));
     }
 
     function _ping() private returns (Intent memory) {
@@ -362,7 +362,7 @@ contract PolicyClientTest is Network {
         PolicyClient.ClientConfig memory config = _config(policyId);
         config.escape = escape;
         config.escapeDelay = 3 days;
-        wallet = new GuardedWallet(config);
+        wallet = _wallet(config);
     }
 
     function test_the_escape_acts_in_its_announced_window_only() public {

@@ -4,7 +4,6 @@ pragma solidity ^0.8.24;
 import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {TestToken} from "../src/examples/TestToken.sol";
 import {Limits} from "../src/libraries/Limits.sol";
-import {OperatorRegistry} from "../src/OperatorRegistry.sol";
 import {ERC20Deposit} from "../src/stake/ERC20Deposit.sol";
 import {G1, G2} from "../src/Types.sol";
 import {BLSKeys} from "./support/BLSKeys.sol";
@@ -29,8 +28,9 @@ contract ERC20DepositTest is Network {
     function setUp() public {
         vm.warp(START);
         token = new TestToken("Stake", "STK", 18);
-        deposits = new ERC20Deposit(token, 1e18, owner);
-        registry = new OperatorRegistry(deposits, DELAY, owner);
+        bytes memory arguments = abi.encode(token, 1e18, owner);
+        deposits = ERC20Deposit(_create("ERC20Deposit", type(ERC20Deposit).creationCode, arguments));
+        registry = _registry(deposits, DELAY);
         vm.startPrank(owner);
         deposits.bindRegistry(registry);
         deposits.setAdmission(operator, true);

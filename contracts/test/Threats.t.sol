@@ -106,8 +106,8 @@ contract ThreatsTest is Network {
     // ------------------------------------------------------------------------------------------------ 5: one intent, one client
 
     function test_05_one_signed_intent_does_not_execute_at_two_clients() public {
-        GuardedWallet a = new GuardedWallet(_config(policyId));
-        GuardedWallet b = new GuardedWallet(_config(policyId));
+        GuardedWallet a = _wallet(_config(policyId));
+        GuardedWallet b = _wallet(_config(policyId));
         Intent memory intent = _intent(alice, makeAddr("shop"), "");
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(aliceKey, _intentHash(intent, address(a)));
         bytes memory signature = abi.encodePacked(r, s, v);
@@ -265,7 +265,7 @@ contract ThreatsTest is Network {
     }
 
     function test_08_a_leaf_of_the_replaced_policy_does_not_execute() public {
-        GuardedWallet wallet = new GuardedWallet(_config(policyId));
+        GuardedWallet wallet = _wallet(_config(policyId));
         bytes32 next = policies.publish(_policy(0, "next"), "");
         vm.prank(owner);
         wallet.setPolicy(next);
@@ -281,7 +281,7 @@ contract ThreatsTest is Network {
     // ------------------------------------------------------------------------------------------------------------ 9: the mixin
 
     function test_09_an_attested_user_does_not_reach_functions_of_the_client_itself() public {
-        GuardedWallet wallet = new GuardedWallet(_config(policyId));
+        GuardedWallet wallet = _wallet(_config(policyId));
         Intent memory intent = _intent(alice, address(wallet), abi.encodeCall(wallet.setPolicy, (policyId)));
         Attestation memory attestation = _attest(_leaf(intent, address(wallet), policyId));
         vm.prank(alice);
@@ -291,7 +291,7 @@ contract ThreatsTest is Network {
 
     function test_09_an_attested_sender_does_not_take_a_victims_shares() public {
         TestToken token = new TestToken("Asset", "AST", 18);
-        GuardedVault vault = new GuardedVault(token, "Guarded Asset", "gAST", _config(policyId));
+        GuardedVault vault = _vault(token, _config(policyId));
         address victim = makeAddr("victim");
         token.mint(victim, 100);
         vm.startPrank(victim);
@@ -306,7 +306,7 @@ contract ThreatsTest is Network {
     }
 
     function test_09_a_sender_does_not_spend_the_clients_ether() public {
-        GuardedWallet wallet = new GuardedWallet(_config(policyId));
+        GuardedWallet wallet = _wallet(_config(policyId));
         vm.deal(address(wallet), 10 ether);
         Intent memory intent = _intent(alice, alice, "");
         intent.value = 10 ether;
@@ -317,7 +317,7 @@ contract ThreatsTest is Network {
     }
 
     function test_09_a_call_that_comes_back_does_not_execute_the_same_intent_again() public {
-        GuardedWallet wallet = new GuardedWallet(_config(policyId));
+        GuardedWallet wallet = _wallet(_config(policyId));
         Reentrant target = new Reentrant(wallet);
         Intent memory intent = _intent(alice, address(target), hex"01020304");
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(aliceKey, _intentHash(intent, address(wallet)));
@@ -376,7 +376,7 @@ contract ThreatsTest is Network {
 
         // the same operators, the same chain, another validator
         IAttestationValidator here = validator;
-        validator = new AttestationValidator(registry);
+        validator = _validator();
         attestation = _attest(leaf, certificate, 0);
         assertTrue(address(here) != address(validator));
         vm.expectRevert(abi.encodeWithSelector(IAttestationValidator.InvalidSignature.selector, digest));
@@ -454,7 +454,7 @@ contract ThreatsTest is Network {
     function test_22_a_pause_does_not_stop_the_escape() public {
         PolicyClient.ClientConfig memory config = _config(policyId);
         (config.escape, config.escapeDelay) = (alice, 3 days);
-        GuardedWallet wallet = new GuardedWallet(config);
+        GuardedWallet wallet = _wallet(config);
         vm.prank(alice);
         wallet.announceEscape();
         skip(3 days);

@@ -1,5 +1,5 @@
 // Runs forge or anvil by the binary inside its npm package, chosen by this machine's system and processor.
-// `node tools/foundry.mjs forge test`; as a module: `binary("anvil")` gives the path, so that a caller can stop it by its own pid.
+// `node tools/foundry.mjs [--env NAME=VALUE] forge test`; as a module: `binary("anvil")` gives the path, so that a caller can stop it by its own pid.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -17,7 +17,13 @@ export function binary(tool) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const [tool, ...args] = process.argv.slice(2);
-  const done = spawnSync(binary(tool), args, { cwd: root, stdio: "inherit" });
+  const given = process.argv.slice(2);
+  const env = { ...process.env };
+  while (given[0] === "--env") {
+    const [name, value] = given.splice(0, 2)[1].split("=");
+    env[name] = value;
+  }
+  const [tool, ...args] = given;
+  const done = spawnSync(binary(tool), args, { cwd: root, stdio: "inherit", env });
   process.exit(done.status ?? 1);
 }

@@ -2,7 +2,11 @@
 pragma solidity ^0.8.24;
 
 import {Test} from "forge-std/Test.sol";
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {AttestationValidator} from "../../src/AttestationValidator.sol";
+import {GuardedVault} from "../../src/examples/GuardedVault.sol";
+import {GuardedWallet} from "../../src/examples/GuardedWallet.sol";
+import {IStakeSource} from "../../src/interfaces/IStakeSource.sol";
 import {IAttestationValidator} from "../../src/interfaces/IAttestationValidator.sol";
 import {OperatorRegistry} from "../../src/OperatorRegistry.sol";
 import {PolicyClient} from "../../src/PolicyClient.sol";
@@ -70,10 +74,49 @@ abstract contract Network is Test {
 
     function _deployNetwork(uint64 activationDelay) internal {
         vm.warp(START);
-        weights = new OwnerWeights(owner);
-        registry = new OperatorRegistry(weights, activationDelay, owner);
-        policies = new PolicyRegistry();
-        validator = new AttestationValidator(registry);
+        weights = OwnerWeights(_create("OwnerWeights", type(OwnerWeights).creationCode, abi.encode(owner)));
+        registry = _registry(weights, activationDelay);
+        policies = PolicyRegistry(_create("PolicyRegistry", type(PolicyRegistry).creationCode, ""));
+        validator = _validator();
+    }
+
+    function _registry(IStakeSource source, uint64 activationDelay) internal returns (OperatorRegistry) {
+        bytes memory arguments = abi.encode(source, activationDelay, owner);
+        return OperatorRegistry(_create("OperatorRegistry", type(OperatorRegistry).creationCode, arguments));
+    }
+
+    function _validator() internal returns (AttestationValidator) {
+        bytes memory creationCode = type(AttestationValidator).creationCode;
+        return AttestationValidator(_create("AttestationValidator", creationCode, abi.encode(registry)));
+    }
+
+    function _wallet(PolicyClient.ClientConfig memory config) internal returns (GuardedWallet) {
+        return GuardedWallet(_create("GuardedWallet", type(GuardedWallet).creationCode, abi.encode(config)));
+    }
+
+    function _vault(IERC20 asset, PolicyClient.ClientConfig memory config) internal returns (GuardedVault) {
+        bytes memory arguments = abi.encode(asset, "Guarded Asset", "gAST", config);
+        return GuardedVault(_create("GuardedVault", type(GuardedVault).creationCode, arguments));
+    }
+
+    /// @dev Creates a contract from the bytecode that these tests were compiled with, or, under PLACET_TEST_ARTIFACTS, from the bytecode
+    /// that is checked in and deployed.
+    function _create(string memory name, bytes memory creationCode, bytes memory arguments)
+        internal
+        returns (address created)
+    {
+        if (vm.envOr("PLACET_TEST_ARTIFACTS", false)) {
+            string memory json = vm.readFile(string.concat("artifacts/", name, ".json"));
+            creationCode = vm.parseJsonBytes(json, ".bytecode");
+        }
+        creationCode = bytes.concat(creationCode, arguments);
+        assembly {
+            created := create(0, add(creationCode, 32), mload(creationCode))
+            if iszero(created) {
+                returndatacopy(0, 0, returndatasize())
+                revert(0, returndatasize())
+            }
+        }
     }
 
     /// @dev Four operators of 100 each, active.
