@@ -79,7 +79,8 @@ def build_component(pack: Path, source: ComponentSource, manifest: Manifest, out
         raise InvalidInput(f"policy_data.source.path: {source.path} is not in the pack", field="path")
     if manifest.world == NEWTON_WORLD and (manifest.clock == "task") != ("clock" in source.imports):
         raise InvalidInput(
-            'a newton:provider component imports "clock" (for the Date shim) exactly if its manifest says `"clock": "task"`', field="imports"
+            'a newton:provider component imports "clock" (for the Date shim) exactly if its manifest says `"clock": "task"`',
+            field="imports",
         )
     started = time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def _rust(crate: Path, folder: Path, built: Path) -> None:
     arguments: list[str | Path] = [rust.cargo, "build", "--locked", "--release", "--target", "wasm32-unknown-unknown"]
     arguments += ["-Zbuild-std=std,panic_abort"]
     toolchain.run_nicely(arguments, what=f"building {crate.name}", cwd=sources, environment=rust.environment)
-    modules = [path for path in (Path(rust.environment["CARGO_TARGET_DIR"]) / "wasm32-unknown-unknown" / "release").glob("*.wasm")]
+    modules = list((Path(rust.environment["CARGO_TARGET_DIR"]) / "wasm32-unknown-unknown" / "release").glob("*.wasm"))
     name = re.search(r'^name\s*=\s*"([^"]+)"', (sources / "Cargo.toml").read_text(encoding="utf-8"), re.MULTILINE)
     module = next((path for path in modules if name and path.stem == name[1].replace("-", "_")), None)
     if module is None:

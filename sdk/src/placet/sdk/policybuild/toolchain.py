@@ -24,9 +24,7 @@ def _descriptions() -> Path:
     return repository() / "tools" / "components"
 
 
-def run_nicely(
-    arguments: Sequence[str | Path], *, what: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
-) -> str:
+def run_nicely(arguments: Sequence[str | Path], *, what: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
     """`run_tool` at low priority: a build is never what somebody waits for most urgently."""
     nice: list[str | Path] = ["nice", "-n", "10"] if shutil.which("nice") else []
     return run_tool([*nice, *arguments], what=what, cwd=cwd, environment=environment)
@@ -78,17 +76,16 @@ class Rust:
     environment: Mapping[str, str]
 
 
-def _engine() -> Path:
-    return repository() / "services" / "sandbox" / "engine"
+def _rust_pins() -> dict[str, str]:
+    """File name -> sha256 of the compiler's Debian packages."""
+    lines = (repository() / "services" / "sandbox" / "engine" / "toolchain.sha256").read_text(encoding="ascii").splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
 
 
-def _rust_packages() -> list[str]:
-    """`name=version` of the Debian packages, from the file names that toolchain.sha256 pins."""
-    found = []
-    for line in (_engine() / "toolchain.sha256").read_text(encoding="ascii").splitlines():
-        name, version, _ = line.split()[1].split("_")
-        found.append(f"{name}={version.replace('%3a', ':')}")
-    return found
+def _apt_name(file: str) -> str:
+    """`name=version` of a package's file name."""
+    name, version, _ = file.split("_")
+    return f"{name}={version.replace('%3a', ':')}"
 
 
 def _unpacked_rust() -> Path:
@@ -99,9 +96,9 @@ def _unpacked_rust() -> Path:
     with installing("rust"):
         if root.is_dir():
             return root.resolve()
-        pins = dict(reversed(line.split()) for line in (_engine() / "toolchain.sha256").read_text(encoding="ascii").splitlines())
+        pins = _rust_pins()
         if not all((cache / name).exists() for name in pins):
-            run_nicely(["apt-get", "download", *_rust_packages()], what="fetching the Rust compiler", cwd=cache)
+            run_nicely(["apt-get", "download", *map(_apt_name, pins)], what="fetching the Rust compiler", cwd=cache)
         for name, digest in pins.items():
             if sha256(cache / name) != digest:
                 raise DevServiceError(f"{cache / name} is not the pinned package (services/sandbox/engine/toolchain.sha256)")
