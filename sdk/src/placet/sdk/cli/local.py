@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,14 +12,10 @@ import click
 import orjson
 
 from placet.core.types import hex0x
+from placet.sdk.cli.common import cache_folder
 from placet.sdk.demo import tell
 from placet.sdk.local.network import LocalNetwork, LocalOptions
 from placet.sdk.local.pidfile import end_predecessor, record_self
-
-
-def _cache() -> Path:
-    """Compiled code, per user and shared by all operators of the machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "placet"
 
 
 def _quiet_logging(folder: Path) -> None:
@@ -49,7 +44,7 @@ def up(folder: Path, bus: str, postgres: bool, port: int, otlp: str | None) -> N
     _fresh(folder)
     _quiet_logging(folder)
     options = LocalOptions(
-        folder, separate=bus == "kafka", postgres=postgres, gateway_port=port, otlp_endpoint=otlp, compiled_cache=_cache()
+        folder, separate=bus == "kafka", postgres=postgres, gateway_port=port, otlp_endpoint=otlp, compiled_cache=cache_folder()
     )
 
     async def run() -> None:
@@ -83,5 +78,5 @@ def demo(folder: Path, bus: str, postgres: bool) -> None:
     """Bring the network up and tell the story of an intent, with real output."""
     _fresh(folder)
     _quiet_logging(folder)
-    options = LocalOptions(folder, separate=bus == "kafka", postgres=postgres, compiled_cache=_cache())
+    options = LocalOptions(folder, separate=bus == "kafka", postgres=postgres, compiled_cache=cache_folder())
     asyncio.run(tell(options, click.echo))

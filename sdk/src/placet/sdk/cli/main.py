@@ -7,7 +7,7 @@ import sys
 import click
 
 from placet.core.errors import PlacetError
-from placet.sdk.cli import local
+from placet.sdk.cli import bus, intent, local, operator, verify
 
 
 class _Commands(click.Group):
@@ -33,6 +33,11 @@ def cli() -> None:
 
 cli.add_command(local.up)
 cli.add_command(local.demo)
+cli.add_command(intent.intent)
+cli.add_command(operator.operator)
+cli.add_command(verify.verify)
+cli.add_command(bus.kafka)
+cli.add_command(bus.topics)
 
 
 def main() -> None:

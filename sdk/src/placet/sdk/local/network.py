@@ -30,10 +30,12 @@ from placet.core.bus.inprocess import InProcessBroker, InProcessBus
 from placet.core.db import connect
 from placet.core.envelope import LocalBusSigner
 from placet.core.errors import PlacetError, Unavailable
+from placet.core.evm.reader import ChainReader
 from placet.core.evm.rpc import RpcClient
 from placet.core.keystore import encrypt, write_private
 from placet.core.objects import ObjectStore
 from placet.core.runtime import Resources, Service, resources_for
+from placet.core.settings import load_deployment
 from placet.core.telemetry.scope import service_scope
 from placet.core.telemetry.setup import TelemetrySettings, provider_for
 from placet.core.types import Address, hex0x
@@ -42,6 +44,7 @@ from placet.sdk.devservices.anvil import Anvil
 from placet.sdk.devservices.kafka import KafkaBroker, apply_topics
 from placet.sdk.devservices.postgres import Postgres
 from placet.sdk.devservices.process import OwnedProcess, free_ports
+from placet.sdk.documents import operator_set_json
 from placet.sdk.local.chain import DevChain
 from placet.settlement.signer import LocalTransactionSigner
 
@@ -226,6 +229,14 @@ class LocalNetwork:
             await chain.register_operator(self.owner, self.addresses, keys.address, keys.bls_secret, keys.bus_key, 100)
             self.operators.append(keys)
         await chain.activate(self.owner, self.addresses)
+        await self._record_set()
+
+    async def _record_set(self) -> None:
+        """Write the operator set into the deployments file, so that attestations can be checked offline."""
+        reader = ChainReader(self.rpc, load_deployment(self.deployments, self.options.chain_id))
+        block = await self.rpc.block("latest")
+        operators = (await reader.at(block.hash)).operators
+        await asyncio.to_thread(_add_to_json, self.deployments, {"epochs": [operator_set_json(operators)]})
 
     def _database(self, name: str) -> str:
         if self.postgres is not None:
@@ -461,6 +472,10 @@ def _write_keys(keys: OperatorKeys) -> None:
     ):
         (keys.folder / name).unlink(missing_ok=True)
         write_private(keys.folder / name, content)
+
+
+def _add_to_json(path: Path, members: dict[str, Any]) -> None:
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **members}, option=orjson.OPT_INDENT_2))
 
 
 def _write_seeds(folder: Path, seeds: dict[str, bytes]) -> None:
