@@ -1,5 +1,6 @@
 // Writes test/vectors/digests.json and test/vectors/bls.json with libraries that share nothing with the contracts or the services
-// (ethers, @noble/curves): a first set of golden values, in the shape that the forge tests read.
+// (ethers, @noble/curves): a first set of golden values, in the shape that the forge tests read. `--bls-only` leaves digests.json, which
+// the services' generator writes too, as it is.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";

@@ -23,7 +23,7 @@ async function freePort() {
   return port;
 }
 
-/** Starts anvil; answers {rpc, accounts, send, call, stop}. */
+/** Starts anvil; answers {url, rpc, accounts, send, call, stop}. */
 export async function startChain({ hardfork = "prague" } = {}) {
   const port = await freePort();
   const process_ = spawn(binary("anvil"), ["--hardfork", hardfork, "--host", "127.0.0.1", "--port", `${port}`, "--silent", ...(process.env.ANVIL_ARGS ?? "").split(" ").filter(Boolean)], {
@@ -72,7 +72,7 @@ export async function startChain({ hardfork = "prague" } = {}) {
     const data = abi.encodeFunctionData(name, args);
     return abi.decodeFunctionResult(name, await rpc("eth_call", [{ to, data }, "latest"]));
   }
-  return { rpc, accounts, send, call, stop: () => process_.kill() };
+  return { url: `http://127.0.0.1:${port}`, rpc, accounts, send, call, stop: () => process_.kill() };
 }
 
 /** Deploys what deploy-plan.json lists, through the CREATE2 factory. Answers {key: address}. */
