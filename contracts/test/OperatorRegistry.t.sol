@@ -204,11 +204,16 @@ contract OperatorRegistryTest is Network {
             sum = BLS12381.add(sum, BLSKeys.publicKey(_secret(i)));
         }
         assertEq(abi.encode(sum), abi.encode(all));
+        assertTrue(this.isSignedBy(sum, keccak256("forged"), BLSKeys.sign(attacker, keccak256("forged"))));
 
         key = rogue;
         binding = BLSKeys.sign(attacker, _registrationDigest(operator, _keyId(rogue), busKey));
         possession = BLSKeys.multiply(BLS12381.hashPossession(rogue), attacker);
         _tryRegister(abi.encodeWithSelector(OperatorRegistry.InvalidPossession.selector, _keyId(rogue)));
+    }
+
+    function isSignedBy(G1 memory by, bytes32 digest, G2 calldata signature) external view returns (bool) {
+        return BLS12381.isSignedBy(by, BLS12381.hashDigest(digest), signature);
     }
 
     function test_reverts_TooManyOperators() public {

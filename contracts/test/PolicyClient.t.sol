@@ -229,6 +229,21 @@ contract PolicyClientTest is Network {
         wallet.executeIntent(intent, "", attestation);
     }
 
+    /// @dev A function added to the wallet is a way to what it holds until somebody has said that it is none: this list says it.
+    function test_every_function_of_the_wallet_that_changes_state_is_accounted_for() public view {
+        string[] memory known = new string[](9);
+        known[0] = "acceptOwnership";
+        known[1] = "announceEscape";
+        known[2] = "executeEscape";
+        known[3] = "executeIntent";
+        known[4] = "renounceOwnership";
+        known[5] = "setDemands";
+        known[6] = "setPolicy";
+        known[7] = "transferOwnership";
+        known[8] = "withdrawEscape";
+        _checkSurface("GuardedWallet", known);
+    }
+
     function testFuzz_arguments_reach_the_validator_as_they_came(
         bytes calldata data,
         bytes calldata signature,

@@ -212,6 +212,8 @@ contract VectorsTest is Test {
             assertTrue(hasher.signed(key, BLS12381.hashDigest(digest), abi.decode(signature, (G2))));
             assertTrue(hasher.signed(key, BLS12381.hashPossession(key), abi.decode(possession, (G2))));
             assertFalse(hasher.signed(key, BLS12381.hashDigest(digest), abi.decode(possession, (G2))));
+            bytes memory basic = vm.parseJsonBytes(json, string.concat(entry, ".basicSignature"));
+            assertFalse(hasher.signed(key, BLS12381.hashDigest(digest), abi.decode(basic, (G2))));
         }
     }
 }

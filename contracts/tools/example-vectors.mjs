@@ -118,7 +118,7 @@ function blsVectors() {
     const digest = id(`digest ${i}`);
     return {
       secret: secret.toString(), key: concat(g1(key.point)), compressed: hexlify(key.point.toRawBytes(true)), possession: concat(key.prove()),
-      digest, signature: concat(key.sign(digest)),
+      digest, signature: concat(key.sign(digest)), basicSignature: concat(key.signBasic(digest)),
     };
   });
 }

@@ -345,4 +345,33 @@ abstract contract Network is Test {
     function _attest(Leaf memory leaf) internal view returns (Attestation memory) {
         return _attest(leaf, 0);
     }
+
+    // ---------------------------------------------------------------------------------------------------------------- surface
+
+    /// @dev Demands that a contract's functions that change state, or are closed overrides of such, are exactly the known ones.
+    function _checkSurface(string memory name, string[] memory known) internal view {
+        string memory json = vm.readFile(string.concat("artifacts/", name, ".json"));
+        uint256 changing;
+        for (uint256 i = 0;; ++i) {
+            string memory entry = string.concat(".abi[", vm.toString(i), "]");
+            if (!vm.keyExistsJson(json, entry)) break;
+            string memory kind = vm.parseJsonString(json, string.concat(entry, ".type"));
+            assertFalse(_same(kind, "receive") || _same(kind, "fallback"), name);
+            if (!_same(kind, "function")) continue;
+            string memory function_ = vm.parseJsonString(json, string.concat(entry, ".name"));
+            bool found;
+            for (uint256 j = 0; j < known.length; ++j) {
+                found = found || _same(function_, known[j]);
+            }
+            string memory mutability = vm.parseJsonString(json, string.concat(entry, ".stateMutability"));
+            if (_same(mutability, "view") || (_same(mutability, "pure") && !found)) continue;
+            assertTrue(found, function_);
+            ++changing;
+        }
+        assertEq(changing, known.length);
+    }
+
+    function _same(string memory a, string memory b) private pure returns (bool) {
+        return keccak256(bytes(a)) == keccak256(bytes(b));
+    }
 }

@@ -3,6 +3,7 @@ import { bls12_381 as bls } from "@noble/curves/bls12-381";
 import { keccak256, concat, toBeHex, getBytes } from "ethers";
 
 const SIGNATURE_TAG = "BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
+const BASIC_TAG = "BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_NUL_";
 const POSSESSION_TAG = "BLS_POP_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 const order = bls.G1.CURVE.n;
 
@@ -22,6 +23,8 @@ export class Key {
     this.keyId = keccak256(concat(this.words));
   }
   sign = (digest) => g2(hash(digest, SIGNATURE_TAG).multiply(this.secret));
+  /** Under the tag of the basic scheme, which no contract here accepts. */
+  signBasic = (digest) => g2(hash(digest, BASIC_TAG).multiply(this.secret));
   prove = () => g2(hash(this.point.toRawBytes(true), POSSESSION_TAG).multiply(this.secret));
 }
 
