@@ -25,6 +25,7 @@ import orjson
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from placet.core import bls
+from placet.core.admin import AdminServer
 from placet.core.bundle import PolicyBundle, store_bundle
 from placet.core.bus.inprocess import InProcessBroker, InProcessBus
 from placet.core.db import connect
@@ -99,6 +100,7 @@ class _Running:
     service: Service
     resources: Resources
     task: asyncio.Task[None]
+    admin: AdminServer
 
 
 class LocalNetwork:
@@ -182,7 +184,7 @@ class LocalNetwork:
         await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True)
         starting = [asyncio.to_thread(self.anvil.start)]
         if self.options.separate:
-            self.kafka = KafkaBroker(self.folder / "kafka")
+            self.kafka = KafkaBroker(self.folder / "kafka", watchdog=True)
             starting.append(asyncio.to_thread(self.kafka.start))
         if self.options.postgres:
             self.postgres = Postgres(durable=False)
@@ -205,6 +207,7 @@ class LocalNetwork:
             running.task.cancel()
             await asyncio.gather(running.task, return_exceptions=True)
             await running.service.stop()
+            await running.admin.stop()
             await running.resources.bus.stop()
             await running.resources.close()
         self._running.clear()
@@ -268,6 +271,9 @@ class LocalNetwork:
                 "trusted_aggregators": [hex0x(aggregator.public_key)],
                 "trusted_settlements": [hex0x(LocalBusSigner(self._settlement_seed).public_key)],
                 "observe_for_ms": self.options.observe_for_ms,
+                "allow_private_hosts": list(self.options.allow_private_hosts),
+                "evidence_urls": [url for name, url in self.admin_urls.items() if name.startswith("operator-")],
+                **self._cache(),
             }
         if name == "aggregator":
             return {
@@ -296,9 +302,10 @@ class LocalNetwork:
             "trusted_aggregators": [hex0x(aggregator.public_key)],
             "allow_private_hosts": list(self.options.allow_private_hosts),
         }
-        if self.options.compiled_cache is not None:
-            values["compiled_cache"] = str(self.options.compiled_cache)
-        return {**values, **self.options.operator_overrides.get(index, {})}
+        return {**values, **self._cache(), **self.options.operator_overrides.get(index, {})}
+
+    def _cache(self) -> dict[str, str]:
+        return {} if self.options.compiled_cache is None else {"compiled_cache": str(self.options.compiled_cache)}
 
     def service_names(self) -> list[str]:
         """Services in the order they start."""
@@ -315,11 +322,15 @@ class LocalNetwork:
         sender = LocalTransactionSigner(self.folder / "keys" / "sender.key").address
         await self.rpc.call("anvil_setBalance", [hex0x(sender), hex(1000 * 10**18)])
         if self.options.separate:
+            for name, port in zip(self.service_names(), free_ports(len(self.service_names())), strict=True):
+                self.admin_urls[name] = f"http://127.0.0.1:{port}"
             for name in self.service_names():
                 self.launch(name)
             await asyncio.gather(*(self._wait_ready(name) for name in self.service_names()))
             return
-        await asyncio.gather(*(self._start_inside(name) for name in self.service_names()))
+        *first, gateway = self.service_names()  # the gateway is told where the operators serve evidence
+        await asyncio.gather(*(self._start_inside(name) for name in first))
+        await self._start_inside(gateway)
 
     # in this process
 
@@ -337,9 +348,13 @@ class LocalNetwork:
             self.options.hooks.get(name, _nothing)(service)
             await bus.start()
             await service.start()
+            admin = AdminServer(kind, VERSION)
+            service.checks(admin)
+            await admin.start()
+            self.admin_urls[name] = f"http://127.0.0.1:{admin.port}"
             task = asyncio.create_task(service.run(), name=name)
         task.add_done_callback(_log_failure)
-        self._running.append(_Running(name, service, resources, task))
+        self._running.append(_Running(name, service, resources, task, admin))
         if kind == "gateway":
             self.gateway_url = f"http://127.0.0.1:{service.port}"  # type: ignore[attr-defined]
 
@@ -354,7 +369,8 @@ class LocalNetwork:
         kind = name.partition("-")[0]
         if name not in self.environments:
             ports = free_ports(2)
-            values = {**self.settings_of(name), "admin_port": ports[0]}
+            # A static member finds its partitions again at once after a crash; a dynamic one waits for its own ghost to time out.
+            values = {**self.settings_of(name), "admin_port": ports[0], "instance_id": name}
             if kind == "gateway":
                 values["port"] = values["port"] or ports[1]
                 self.gateway_url = f"http://127.0.0.1:{values['port']}"

@@ -22,8 +22,10 @@ from placet.core.errors import Internal, InvalidInput, NotFound, PlacetError, To
 from placet.core.evm.reader import ChainReader
 from placet.core.types import UINT64_MAX, UINT256_MAX, address_from, hash_from, hex0x
 from placet.gateway import requests as parsing
+from placet.gateway.insight import Insight
 from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator
+from placet.gateway.openapi import openapi_document
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.store import ApiKey
 
@@ -69,7 +71,9 @@ class Api:
         policies: PolicyBook,
         chains: dict[int, ChainReader],
         answer_within_s: float,
+        insight: Insight,
     ) -> None:
+        self._insight = insight
         self._intents = intents
         self._auth = authenticator
         self._policies = policies
@@ -83,6 +87,9 @@ class Api:
             Route("/api/v1/intents", self._guard(self.submit), methods=["POST"]),
             Route("/api/v1/tasks/{task_id}", self._guard(self.task), methods=["GET"]),
             Route("/api/v1/attestations/{task_id}", self._guard(self.attestation), methods=["GET"]),
+            Route("/api/v1/simulate", self._guard(self.simulate), methods=["POST"]),
+            Route("/api/v1/evidence/{digest}", self._guard(self.evidence), methods=["GET"]),
+            Route("/api/v1/openapi.json", self.openapi, methods=["GET"]),
             Route("/api/v1/policies", self._guard(self.policies), methods=["GET"]),
             Route("/api/v1/policies", self._guard(self.announce), methods=["POST"]),
             Route("/api/v1/policies/{policy_id}", self._guard(self.policy), methods=["GET"]),
@@ -142,7 +149,7 @@ class Api:
         location = {"location": f"/api/v1/tasks/{hex0x(accepted.task_id)}"}
         if accepted.answer is None:
             return reply({"taskId": hex0x(accepted.task_id), "stage": accepted.stage}, 202, location)
-        return reply(accepted.answer, 200, location)
+        return reply(await self._insight.with_places(accepted.answer), 200, location)
 
     async def task(self, request: Request, key: ApiKey) -> Response:
         """A task with its stage, and its answer once there is one."""
@@ -160,6 +167,21 @@ class Api:
         if row.result is None or "attestation" not in row.result:
             raise NotFound("this task has no attestation", taskId=hex0x(row.task_id), stage=row.stage)
         return reply(row.result["attestation"])
+
+    async def simulate(self, request: Request, key: ApiKey) -> Response:
+        """What the client's policy, or the one named, would say of an intent; nothing is signed."""
+        asked = parsing.parse_simulation(await bounded_body(request))
+        self._intents.check_client(key, asked.policy_client)
+        return reply(await self._insight.simulate(asked, key))
+
+    async def evidence(self, request: Request, key: ApiKey) -> Response:
+        """The evidence record behind a decision of this tenant."""
+        digest = hash_from(request.path_params["digest"], field="evidence")
+        return reply(await self._insight.evidence(digest, key))
+
+    async def openapi(self, request: Request) -> Response:
+        """The OpenAPI 3.1 description of this surface."""
+        return reply(openapi_document())
 
     async def policies(self, request: Request, key: ApiKey) -> Response:
         """Ids of the policies announced here."""

@@ -28,7 +28,7 @@ from placet.core.evm import contracts
 from placet.core.evm.reader import BlockState, ChainReader
 from placet.core.keccak import keccak256
 from placet.core.senders import is_signed_by
-from placet.core.types import Address, Hash32, Intent, Pins, Task, hex0x
+from placet.core.types import Address, Hash32, Intent, Ordering, Pins, Task, hex0x
 from placet.gateway.batcher import Asked, Batcher, Submitted, new_salt
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.requests import IntentRequest, intent_json
@@ -95,6 +95,16 @@ class Intents:
             raise WrongPolicy(f"{hex0x(client)} is no policy client on chain {chain_id}", field="/policyClient")
         return cached[1], pins
 
+    def validator_of(self, chain_id: int) -> Address:
+        """The validator of a chain served here."""
+        return self._chains[chain_id].deployment.validator
+
+    async def sequence_of(self, chain_id: int, client: Address, sender: Address, ordering: Ordering) -> int:
+        """The counter that an attestation would be bound to now."""
+        reader = self._chains[chain_id]
+        data = contracts.sequence_of_call(client, sender, ordering)
+        return contracts.decode_uint(await reader.rpc.eth_call(reader.deployment.validator, data))
+
     # --- prepare
 
     async def prepare(self, chain_id: int, client: Address, call: Mapping[str, Any], key: ApiKey) -> dict[str, Any]:
@@ -102,7 +112,7 @@ class Intents:
 
         `call` has sender, to, value, data, function_signature.
         """
-        self._check_client(key, client)
+        self.check_client(key, client)
         _, pins = await self.state_of(chain_id, client)
         nonce = await self._unused_nonce(chain_id, client, call["sender"])
         intent = Intent(
@@ -151,7 +161,8 @@ class Intents:
     # --- submit
 
     @staticmethod
-    def _check_client(key: ApiKey, client: Address) -> None:
+    def check_client(key: ApiKey, client: Address) -> None:
+        """Refuse a client that the key may not ask for. Raises Forbidden."""
         if key.clients and client not in key.clients:
             raise Forbidden("this API key may not ask for that policy client", field="/policyClient")
 
@@ -161,7 +172,7 @@ class Intents:
         Raises:
             PlacetError: see docs/errors.md; NoQuorum and DeadlineExceeded name the task.
         """
-        self._check_client(key, request.policy_client)
+        self.check_client(key, request.policy_client)
         state, pins = await self.state_of(request.intent.chain_id, request.policy_client)
         request_key, request_hash = _request_keys(request, key, pins.policy_id, idempotency_key)
         earlier = await self._earlier(request_key, request_hash, idempotency_key is not None)

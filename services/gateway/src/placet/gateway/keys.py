@@ -80,6 +80,12 @@ class Authenticator:
         """Charge simulation CPU. Raises RateLimited."""
         self._spend(key, "cpu", key.cpu_ms_per_s, milliseconds)
 
+    def charge_cpu(self, key: ApiKey, milliseconds: float) -> None:
+        """Charge CPU that was used already; the budget may go below zero, and is then waited out."""
+        bucket = self._buckets.get((key.id, "cpu"))
+        if bucket is not None:
+            bucket.tokens -= milliseconds
+
     def _spend(self, key: ApiKey, what: str, rate: float, amount: float) -> None:
         now = self._clock()
         bucket = self._buckets.setdefault((key.id, what), Bucket(rate, now))

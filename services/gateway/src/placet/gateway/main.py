@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -15,10 +16,13 @@ from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys
 from placet.gateway.api import Api
 from placet.gateway.batcher import Batcher
 from placet.gateway.config import GatewaySettings
+from placet.gateway.evidence import EvidenceClient
+from placet.gateway.insight import Insight
 from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.results import Results
+from placet.gateway.simulation import Simulator
 from placet.gateway.store import Store
 
 MIGRATIONS = "placet.gateway.migrations"
@@ -59,9 +63,24 @@ class Gateway:
             max_waiting=settings.max_waiting,
         )
         intents = Intents(chains=resources.chains, store=self.store, policies=self.policies, batcher=self._batcher, results=self._results)
-        self._api = Api(
+        authenticator = Authenticator(self.store)
+        self._insight = Insight(
             intents=intents,
-            authenticator=Authenticator(self.store),
+            policies=self.policies,
+            simulator=Simulator(
+                settings.compiled_cache or Path.home() / ".cache" / "placet",
+                settings.simulation_workers,
+                {chain.id: tuple(chain.rpc) for chain in settings.chains},
+                settings.allow_private_hosts,
+            ),
+            evidence=EvidenceClient(settings.evidence_urls),
+            store=self.store,
+            authenticator=authenticator,
+        )
+        self._api = Api(
+            insight=self._insight,
+            intents=intents,
+            authenticator=authenticator,
             policies=self.policies,
             chains=resources.chains,
             answer_within_s=settings.answer_within_s,
@@ -72,8 +91,7 @@ class Gateway:
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
-        await self.policies.start()
-        await self._results.start()
+        await asyncio.gather(self.policies.start(), self._results.start(), self._insight.start())
         listener = socket.socket(socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self._settings.host, self._settings.port))
@@ -111,6 +129,7 @@ class Gateway:
             self._server.should_exit = True
             self._server.force_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
+        await self._insight.close()
         await self._results.stop()
         await self.policies.stop()
         await self._database.dispose()

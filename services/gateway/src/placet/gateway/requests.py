@@ -14,6 +14,7 @@ from placet.core.types import (
     UINT256_MAX,
     Address,
     Attachment,
+    Hash32,
     Intent,
     address_from,
     hash_from,
@@ -155,4 +156,30 @@ def parse_intent_request(raw: bytes) -> IntentRequest:
         args=parse_args(body.get("args")),
         attachments=tuple(parsed),
         relay=submit == "relay",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationRequest:
+    """`POST /api/v1/simulate`. `policy_id` None: the client's own policy. `outputs` None: run the components."""
+
+    policy_client: Address
+    policy_id: Hash32 | None
+    intent: Intent
+    args: bytes
+    outputs: list[Any] | None
+
+
+def parse_simulation(raw: bytes) -> SimulationRequest:
+    """The body of `POST /api/v1/simulate`."""
+    body = _members(parse_body(raw), "", {"policyClient", "intent"}, {"policyId", "args", "data"})
+    outputs = body.get("data")
+    if outputs is not None and (not isinstance(outputs, list) or not all(isinstance(item, dict) for item in outputs)):
+        raise InvalidInput("/data: a list of objects wanted, one a PolicyData", field="/data")
+    return SimulationRequest(
+        address_from(body["policyClient"], field="/policyClient"),
+        hash_from(body["policyId"], field="/policyId") if "policyId" in body else None,
+        parse_intent(body["intent"]),
+        parse_args(body.get("args")),
+        outputs,
     )

@@ -155,6 +155,19 @@ class Store:
         """A task of any tenant; for the gateway's own use."""
         return await self._one(sa.select(_TASK).where(_TASK.c.task_id == task_id))
 
+    async def by_evidence(self, evidence: str, tenant: str) -> TaskRow | None:
+        """A tenant's task whose leaf commits to this evidence (0x hex)."""
+        pattern = f'%"evidence":"{evidence}"%'
+        query = sa.select(_TASK).where(_TASK.c.tenant == tenant, _TASK.c.result.like(pattern)).limit(1)
+        return await self._one(query)
+
+    async def batch_of(self, batch_id: Hash32) -> bytes | None:
+        """A batch's bytes, as they were published."""
+        query = sa.select(_TASK.c.batch).where(_TASK.c.batch_id == batch_id, _TASK.c.position == 0)
+        async with self._engine.connect() as connection:
+            found: bytes | None = (await connection.execute(query)).scalar_one_or_none()
+            return found or None
+
     async def by_request(self, request_key: Hash32, now: int) -> TaskRow | None:
         """The newest task of a request that is open or holds an unexpired certificate. Failures are never returned."""
         query = (

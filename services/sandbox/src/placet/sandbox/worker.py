@@ -49,6 +49,8 @@ class _Worker:
             case "check":
                 findings = check_policy(self._rego, message["modules"], message["entrypoint"])
                 return {"findings": [[f.file, f.line, f.rule, f.message] for f in findings]}
+            case "syntax":
+                return {"syntax": self._rego.syntax_json(message["modules"])}
             case "admit":
                 admitted = self._engine().admit(
                     base64.b64decode(message["component"]), _manifest(message["manifest"]), AdmissionLimits(**message["limits"])

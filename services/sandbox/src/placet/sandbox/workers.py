@@ -135,6 +135,11 @@ class WorkerPool:
         message = {"do": "check", "modules": dict(modules), "entrypoint": entrypoint}
         return await self._ask(message, lambda answer: [Finding(*row) for row in answer["findings"]], self._evaluation_deadline_s)
 
+    async def syntax_json(self, modules: Mapping[str, str]) -> str:
+        """As `RegoEngine.syntax_json`."""
+        message = {"do": "syntax", "modules": dict(modules)}
+        return await self._ask(message, lambda answer: str(answer["syntax"]), self._evaluation_deadline_s)
+
     async def admit_component(self, component: bytes, manifest: bytes, limits: AdmissionLimits | None = None) -> Admitted:
         """As `ComponentEngine.admit`. `manifest` is the published bytes. Raises `ManifestError` too."""
         Manifest.parse(manifest)
