@@ -91,6 +91,7 @@ def test_a_reason_that_data_brought_has_no_place(rego: RegoEngine, syntax: str) 
 def test_rules_say_where_they_stopped(rego: RegoEngine, syntax: str) -> None:
     explanation, _ = explain(rego, judged=True, amount=4, strict=True, items=[9])
     outcomes = {(item.first_line, item.outcome, item.line) for item in rule_outcomes(syntax, explanation)}
+    assert (5, "not reached", 5) in outcomes
     assert (7, "fired", 7) in outcomes
     assert (13, "stopped", 15) in outcomes
     assert (18, "stopped", 19) in outcomes

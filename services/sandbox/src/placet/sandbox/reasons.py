@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from placet.sandbox.check import Node, _head, _head_path, _is_function, _line, _nodes, _path
+from placet.sandbox.check import Node, _head, _head_path, _line, _nodes, _path
 from placet.sandbox.rego import Explanation, FileCoverage
 
 Outcome = Literal["fired", "reached", "stopped", "not reached"]
@@ -66,8 +66,16 @@ def reason_places(syntax_json: str, explanation: Explanation, reasons: Sequence[
 
 
 def rule_outcomes(syntax_json: str, explanation: Explanation) -> tuple[RuleOutcome, ...]:
-    """One entry a rule body, in the order of the files."""
-    return tuple(sorted(rule.outcome(explanation.coverage) for rule in _rules(syntax_json)))
+    """One entry a rule body, in the order of the files. A default counts as not reached when another body of its rule fired."""
+    rules = _rules(syntax_json)
+    outcomes = [rule.outcome(explanation.coverage) for rule in rules]
+    fired = {rule.path for rule, item in zip(rules, outcomes, strict=True) if item.outcome == "fired" and not rule.default}
+    return tuple(
+        sorted(
+            replace(item, outcome="not reached") if rule.default and rule.path in fired else item
+            for rule, item in zip(rules, outcomes, strict=True)
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class _Rule:
 
     file: str
     path: str
-    function: bool
+    default: bool
     first_line: int
     last_line: int
     value_lines: frozenset[int]
@@ -162,7 +170,9 @@ def _rules_of(tree: Node) -> Iterator[_Rule]:
         value_lines = frozenset(line for node, line in _nodes(value) if line) if isinstance(value, dict) else frozenset()
         conditions = tuple(_line(statement) for statement in statements)
         path = f"{package}.{_head_path(rule) or '?'}"
-        return _Rule(file, path, _is_function(rule), int(span["line"]), end_line(span), value_lines, conditions, texts, yields, lines)
+        return _Rule(
+            file, path, _head(rule)[0] == "Default", int(span["line"]), end_line(span), value_lines, conditions, texts, yields, lines
+        )
 
     for rule in tree["ast"]["rules"]:
         kind, head = _head(rule)
