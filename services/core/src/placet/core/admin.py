@@ -13,21 +13,16 @@ help"; readiness says "send me work". Both are lists of named checks:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import platform
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
 import orjson
-import uvicorn
+from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 Check = Callable[[], Awaitable[str | None]]
 """Returns why not, or None when all is well. Raising counts as a reason."""
@@ -61,14 +56,6 @@ class Checks:
             return f"{type(error).__name__}: {error}"
 
 
-class _Server(uvicorn.Server):
-    """uvicorn inside somebody else's loop: signals stay with their owner."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class AdminServer:
     def __init__(
         self,
@@ -90,17 +77,17 @@ class AdminServer:
         self._collect = Checks(check_timeout_s)
         self._draining: str | None = None
         self._started = time.monotonic()
-        self._server: _Server | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._runner: web.AppRunner | None = None
         self._port = 0
-        self.app = Starlette(
-            routes=[
-                Route("/livez", self._livez),
-                Route("/readyz", self._readyz),
-                Route("/metrics", self._metrics),
-                Route("/version", self._get_version),
-            ]
-        )
+        self._app = web.Application(client_max_size=1024)
+        self.route("/livez", self._livez)
+        self.route("/readyz", self._readyz)
+        self.route("/metrics", self._metrics)
+        self.route("/version", self._get_version)
+
+    def route(self, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
+        """Adds a page that belongs on this port; before `start`. `{name}` in the path is `request.match_info["name"]`."""
+        self._app.router.add_get(path, handler)
 
     def live(self, name: str, check: Check) -> None:
         """Adds a check whose failure a restart would repair. An unreachable broker or database is none."""
@@ -130,22 +117,22 @@ class AdminServer:
 
     # The four pages.
 
-    async def _livez(self, _: Request) -> Response:
+    async def _livez(self, _: web.Request) -> web.Response:
         return _answer(await self._live.run())
 
-    async def _readyz(self, _: Request) -> Response:
+    async def _readyz(self, _: web.Request) -> web.Response:
         reasons = await self._ready.run()
         if self._draining is not None:
             reasons["drain"] = self._draining
         return _answer(reasons)
 
-    async def _metrics(self, _: Request) -> Response:
+    async def _metrics(self, _: web.Request) -> web.Response:
         await self._collect.run()  # one that fails leaves the value of the last time
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        return web.Response(body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    async def _get_version(self, _: Request) -> Response:
-        return Response(
-            orjson.dumps({**self._version, "uptime_s": round(time.monotonic() - self._started, 1)}), media_type="application/json"
+    async def _get_version(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=orjson.dumps({**self._version, "uptime_s": round(time.monotonic() - self._started, 1)}), content_type="application/json"
         )
 
     # Life cycle.
@@ -159,33 +146,19 @@ class AdminServer:
             listener.listen(64)
             listener.setblocking(False)
             self._port = int(listener.getsockname()[1])
-            config = uvicorn.Config(
-                self.app,
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=2,
-                server_header=False,
-            )
-            self._server = _Server(config)
-            self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="admin server")
+            self._runner = web.AppRunner(self._app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+            await self._runner.setup()
+            await web.SockSite(self._runner, listener).start()
         except BaseException:
             listener.close()
+            await self.stop()
             raise
-        while not self._server.started:
-            if self._task.done():
-                self._task.result()
-                raise OSError(f"the admin server on {self._host}:{self._port} ended while it started")
-            await asyncio.sleep(0.005)
         return self._port
 
     async def stop(self) -> None:
-        if self._server is None or self._task is None:
-            return
-        self._server.should_exit = True
-        task, self._server, self._task = self._task, None, None
-        await asyncio.gather(task, return_exceptions=True)
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -195,7 +168,7 @@ class AdminServer:
         await self.stop()
 
 
-def _answer(reasons: Mapping[str, str | None]) -> Response:
+def _answer(reasons: Mapping[str, str | None]) -> web.Response:
     ok = all(reason is None for reason in reasons.values())
     body = {"ok": ok, "checks": {name: "ok" if reason is None else reason for name, reason in reasons.items()}}
-    return Response(orjson.dumps(body), status_code=200 if ok else 503, media_type="application/json")
+    return web.Response(body=orjson.dumps(body), status=200 if ok else 503, content_type="application/json")

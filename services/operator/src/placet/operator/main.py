@@ -6,8 +6,7 @@ import asyncio
 import time
 
 import orjson
-from starlette.requests import Request
-from starlette.responses import Response
+from aiohttp import web
 
 from placet.core.admin import AdminServer
 from placet.core.db import connect, migrate, schema_problem
@@ -105,15 +104,15 @@ class Operator:
 
         admin.live("consumer", consuming)
         admin.ready("schema", lambda: schema_problem(self._database, MIGRATIONS))
-        admin.app.add_route("/evidence/{digest}", self._serve_evidence, methods=["GET"])
+        admin.route("/evidence/{digest}", self._serve_evidence)
 
-    async def _serve_evidence(self, request: Request) -> Response:
+    async def _serve_evidence(self, request: web.Request) -> web.Response:
         """The record behind a leaf. On the admin port: who may read it is the gateway's business."""
         try:
-            record = await self._evidence.get(hash_from(request.path_params["digest"], field="evidence"))
+            record = await self._evidence.get(hash_from(request.match_info["digest"], field="evidence"))
         except PlacetError as error:
-            return Response(orjson.dumps(error.problem()), error.http_status, media_type="application/problem+json")
-        return Response(orjson.dumps(encode_record(record)), media_type="application/json")
+            return web.Response(body=orjson.dumps(error.problem()), status=error.http_status, content_type="application/problem+json")
+        return web.Response(body=orjson.dumps(encode_record(record)), content_type="application/json")
 
 
 def build(settings: OperatorSettings, resources: Resources) -> Operator:
