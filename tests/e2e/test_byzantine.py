@@ -68,7 +68,7 @@ def other_root(operator: Operator) -> None:
             )
         return out
 
-    evaluator.decide = decide  # type: ignore[method-assign]
+    evaluator.decide = decide  # type: ignore[method-assign,assignment]
 
 
 def equivocating(operator: Operator) -> None:

@@ -26,7 +26,8 @@ from placet.core.gen import authorization_pb2 as pb
 from placet.core.keccak import keccak256
 from placet.core.messages import GroupFailure, Observation, Proposal
 from placet.core.objects import ObjectStore
-from placet.core.telemetry import metrics
+from placet.core.telemetry import metrics, names
+from placet.core.telemetry.scope import tracer
 from placet.core.types import ZERO_HASH, Address, Hash32, hex0x
 
 log = logging.getLogger(__name__)
@@ -263,7 +264,7 @@ class AggregatorService:
             now = self._clock()
             for ballot in collection.ready(now, self._timing.straggler_s):
                 group = await asyncio.to_thread(collection.group_of, ballot)
-                with fan_in("aggregate", contributing or [origin], parent=context_of(origin)):
+                with fan_in(names.AGGREGATE, contributing or [origin], parent=context_of(origin)):
                     await self._publish(collection, Kind.ATTESTATION_GROUP, topics.ATTESTATIONS, wire.encode_attestation_group(group))
                 collection.closed |= set(ballot.tasks)
                 _RESULTS.labels("certified").inc(len(ballot.tasks))
@@ -371,7 +372,8 @@ class AggregatorService:
             if message.kind is Kind.OBSERVATION:
                 await self._hear_observation(collection, message)
             else:
-                await self._hear_response(collection, message)
+                with processing(record, GROUP), tracer("placet.aggregator").start_as_current_span(names.VERIFY):
+                    await self._hear_response(collection, message)
         except (InvalidInput, VerificationFailed, Unavailable) as error:
             log.warning("batch %s: %s ignored: %s", hex0x(collection.context.id), record.topic, error)
             return False

@@ -11,14 +11,20 @@ from importlib import resources
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Dialect, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from placet.core.errors import Unavailable
+
+DATABASE_ERRORS: tuple[type[Exception], ...] = (OSError, DBAPIError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What using a database raises while it is away, starting or gone in between. A loop that must go on catches these and tries again."""
 
 VERSION_TABLE = "alembic_version"
 _migrating: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -72,7 +78,7 @@ async def migrate(engine: AsyncEngine, package: str) -> None:
             if connection.dialect.name == "postgresql":  # several replicas start at once
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7012911)"))
             await connection.run_sync(run)
-    except OSError as error:
+    except DATABASE_ERRORS as error:
         raise Unavailable(f"database: {type(error).__name__}") from None
 
 

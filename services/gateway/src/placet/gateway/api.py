@@ -12,6 +12,7 @@ import orjson
 from eth_abi import abi
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -28,6 +29,7 @@ from placet.gateway.keys import Authenticator
 from placet.gateway.openapi import openapi_document
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.store import ApiKey
+from placet.gateway.tracing import RequestSpans, note_outcome
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None
 
 def problem(error: PlacetError) -> Response:
     """An RFC 9457 problem document."""
+    note_outcome(error.code)
     headers = {"retry-after": "1"} if error.http_status in (429, 503) else None
     return Response(orjson.dumps(error.problem()), error.http_status, media_type="application/problem+json", headers=headers)
 
@@ -97,7 +100,7 @@ class Api:
             *(extra or []),
         ]
         handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _unexpected}
-        return Starlette(routes=routes, exception_handlers=handlers)
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestSpans, routes=routes)])
 
     def _guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]]) -> Handler:
         async def guarded(request: Request) -> Response:
@@ -146,6 +149,7 @@ class Api:
         elif match := _WAIT.search(prefer):
             wait_s = min(wait_s, float(match[1]))
         accepted = await self._intents.submit(parsed, key, name, wait_s)
+        note_outcome(accepted.stage if accepted.answer is None else accepted.answer["decision"], hex0x(accepted.task_id))
         location = {"location": f"/api/v1/tasks/{hex0x(accepted.task_id)}"}
         if accepted.answer is None:
             return reply({"taskId": hex0x(accepted.task_id), "stage": accepted.stage}, 202, location)

@@ -23,7 +23,7 @@ from placet.core.bus.tracing import batch as batch_span
 from placet.core.envelope import BusSigner, Kind, seal
 from placet.core.errors import Internal, PlacetError, RateLimited, Unavailable, WrongPolicy
 from placet.core.evm.reader import BlockState, ChainReader
-from placet.core.telemetry import metrics
+from placet.core.telemetry import metrics, names
 from placet.core.types import Hash32, Task, TaskBatch
 from placet.gateway.store import Store, TaskRow
 
@@ -146,7 +146,7 @@ class Batcher:
 
     async def _send(self, key: tuple[int, Hash32], queue: list[Asked]) -> None:
         try:
-            with batch_span("batch", [item.trace for item in queue]):
+            with batch_span(names.BATCH, [item.trace for item in queue]):
                 await self._publish(key, queue)
         except (PlacetError, BusError) as error:
             failure = error if isinstance(error, PlacetError) else Unavailable(f"bus: {error}")

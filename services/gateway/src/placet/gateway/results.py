@@ -150,6 +150,10 @@ class Results:
 
     async def _settled(self, record: Record) -> None:
         """Note what settlement says of a task of this gateway."""
+        with processing(record, None):
+            await self._note_settlement(record)
+
+    async def _note_settlement(self, record: Record) -> None:
         try:
             message = open_envelope(
                 record.value or b"",

@@ -31,7 +31,8 @@ from placet.core.messages import Abstention, DecidedTask, GroupResponse, Observa
 from placet.core.objects import ObjectStore
 from placet.core.proposals import open_observations
 from placet.core.senders import is_signed_by
-from placet.core.telemetry import metrics
+from placet.core.telemetry import metrics, names
+from placet.core.telemetry.scope import tracer
 from placet.core.types import ZERO_HASH, Address, Certificate, Hash32, hex0x
 from placet.operator.evaluation import Evaluator, TaskToDecide
 from placet.operator.evidence_store import EvidenceStore
@@ -351,9 +352,10 @@ class OperatorService:
         deadline = context.batch.timestamp + context.batch.observe_for_ms / 1000
         spared = {item.task for item in run.abstentions}
         indices = [index for index in range(len(context.batch.tasks)) if index not in spared]
-        results = await asyncio.gather(
-            *(self._observer.observe(run.loaded, context, index, run.state, deadline) for index in indices), return_exceptions=True
-        )
+        with tracer("placet.operator").start_as_current_span(names.OBSERVE, attributes={names.BATCH_TASKS: len(indices)}):
+            results = await asyncio.gather(
+                *(self._observer.observe(run.loaded, context, index, run.state, deadline) for index in indices), return_exceptions=True
+            )
         seen: list[TaskObservation] = []
         missed = list(run.abstentions)
         for index, result in zip(indices, results, strict=True):
@@ -478,7 +480,8 @@ class OperatorService:
             )
             for index in group.tasks
         ]
-        results: list[tuple[DecidedTask, EvidenceRecord]] = await self._evaluator.decide(run.loaded, context, tasks, observations)
+        with tracer("placet.operator").start_as_current_span(names.EVALUATE, attributes={names.BATCH_TASKS: len(tasks)}):
+            results: list[tuple[DecidedTask, EvidenceRecord]] = await self._evaluator.decide(run.loaded, context, tasks, observations)
         await self._evidence.put([record for _, record in results], batch.timestamp)
         decided = [item for item, _ in results]
         leaves = [leaf_hash(leaf_struct_hash(item.leaf)) for item in decided]
@@ -496,10 +499,11 @@ class OperatorService:
             )
             for item, leaf in zip(decided, leaves, strict=True)
         ]
-        await self._log.commit_leaves(entries)
-        root, _ = root_and_proofs(leaves)
-        certificate = Certificate(root, len(leaves), batch.epoch, batch.timestamp)
-        signature = await self._bls.sign_certificate(certificate, batch.chain_id, batch.validator)
+        with tracer("placet.operator").start_as_current_span(names.SIGN):
+            await self._log.commit_leaves(entries)
+            root, _ = root_and_proofs(leaves)
+            certificate = Certificate(root, len(leaves), batch.epoch, batch.timestamp)
+            signature = await self._bls.sign_certificate(certificate, batch.chain_id, batch.validator)
         for item in decided:
             _TASKS.labels("allow" if item.leaf.allow else "deny").inc()
         return GroupResponse(tuple(decided), signature)

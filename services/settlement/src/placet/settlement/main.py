@@ -50,7 +50,7 @@ class Settlement:
             store=self.store,
             bus_signer=read_bus_key(settings.bus_key_file),
             aggregators=trusted_keys(settings.trusted_aggregators, "trusted_aggregators"),
-            holder=f"{settings.instance_id or socket.gethostname()}-{secrets.token_hex(4)}",
+            holder=f"{(settings.instance_id or socket.gethostname())[:55]}-{secrets.token_hex(4)}",
             lease_s=settings.lease_s,
             poll_s=settings.poll_s,
             instance_id=settings.instance_id,

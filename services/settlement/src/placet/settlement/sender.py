@@ -6,15 +6,21 @@ restart; whatever was not written down was never sent.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import AttributeValue
+
+from placet.core.bus.tracing import restore
 from placet.core.evm.reverts import name_of_revert
 from placet.core.evm.rpc import Block, RpcClient, RpcError, call_request
-from placet.core.telemetry import metrics
+from placet.core.telemetry import metrics, names
+from placet.core.telemetry.scope import tracer
 from placet.core.types import Address, hex0x
 from placet.settlement.signer import TransactionSigner
 from placet.settlement.store import DAY_S, Attempt, Job, Lease, Store, attempts_of
@@ -69,6 +75,7 @@ class Sender:
     async def step(self, lease: Lease) -> None:
         """One round. Raises LeaseLost when another leads by now, Unavailable when no node answers."""
         head = await self._rpc.block("latest")
+        await self._restore_what_was_taken_back(lease)
         open_attempts = await self._store.open_attempts(lease)
         for nonce in sorted(open_attempts):
             await self._look_after(lease, head, nonce, open_attempts[nonce])
@@ -76,6 +83,13 @@ class Sender:
         if room > 0:
             for job in await self._store.queued(self._chain_id, room):
                 await self._begin(lease, head, job)
+
+    async def _restore_what_was_taken_back(self, lease: Lease) -> None:
+        """A reorganisation deeper than the confirmations takes back what was final. The same bytes go again; nothing after them would be
+        mined before."""
+        for attempts in (await self._store.final_attempts(lease, await self._chain_nonce())).values():
+            log.warning("nonce %d was final and is not in the chain: sent again", attempts[-1].nonce)
+            await self._broadcast(attempts[-1])
 
     # --- new jobs
 
@@ -93,8 +107,8 @@ class Sender:
             return
         nonce = await self._store.next_nonce(lease, await self._chain_nonce())
         attempt = self._sign(job, nonce, 0, gas, self._fee(head))
-        await self._store.bind(lease, self._clock(), job.reference, attempt)
-        await self._broadcast(attempt)
+        await self._store.bind(lease, self._clock(), job.reference, attempt, gas)
+        await self._broadcast(attempt, job)
 
     @staticmethod
     def _why_not(job: Job, now: float, head: Block) -> str | None:
@@ -108,11 +122,15 @@ class Sender:
         log.info("job %s refused: %s", hex0x(job.reference), error)
 
     async def _gas_for(self, lease: Lease, job: Job) -> int | None:
-        """Dry run and estimate; refuses the job (and returns None) when it would revert or needs too much gas."""
+        """Dry run and estimate. None: the job was refused because it would revert or needs too much gas, or the node cannot say now."""
         call = call_request(job.target, job.calldata, sender=self.address, value=job.value)
         estimate = ("eth_estimateGas", call[1][:1])
         for answer in await self._rpc.batch_settled([call, estimate]):
             if isinstance(answer, RpcError):
+                if answer.revert_data is None and "revert" not in answer.message.lower():
+                    # Short of funds, overloaded, behind: says nothing of the job, which waits as long as it is valid.
+                    log.warning("job %s waits: %s", hex0x(job.reference), answer.message)
+                    return None
                 reason = name_of_revert(answer.revert_data or b"") or answer.message
                 await self._refuse(lease, job, f"would revert: {reason}")
                 return None
@@ -133,7 +151,8 @@ class Sender:
             "data": hex0x(job.calldata) if kind == "send" else "0x",
             "gas": gas,
             "maxFeePerGas": max_fee,
-            "maxPriorityFeePerGas": min(max_fee, self._rules.tip),
+            # Nodes take a replacement only when tip and maximal fee are both raised.
+            "maxPriorityFeePerGas": min(max_fee, self._rules.tip * _BUMP_PERCENT**number // 100**number + number),
         }
         raw, digest = self._signer.sign(transaction)
         return Attempt(nonce, number, kind, raw, digest, max_fee, self._clock(), job.reference)
@@ -141,17 +160,32 @@ class Sender:
     def _fee(self, head: Block) -> int:
         return min(self._rules.max_fee, 2 * head.base_fee + self._rules.tip)
 
-    async def _chain_nonce(self) -> int:
-        return int(await self._rpc.call("eth_getTransactionCount", [hex0x(self.address), "latest"]), 16)
+    async def _chain_nonce(self, block: str = "latest") -> int:
+        return int(await self._rpc.call("eth_getTransactionCount", [hex0x(self.address), block]), 16)
 
-    async def _broadcast(self, attempt: Attempt) -> None:
+    async def _broadcast(self, attempt: Attempt, job: Job | None = None) -> None:
         """Send a signed transaction; whatever the node says, its receipt decides."""
-        try:
-            await self._rpc.call("eth_sendRawTransaction", [hex0x(attempt.raw)])
-        except RpcError as error:
-            text = error.message.lower()
-            if not any(known in text for known in ("already known", "already imported", "nonce too low")):
-                log.warning("nonce %d: the node refuses: %s", attempt.nonce, error.message)
+        job = job if job is not None else await self._store.job(attempt.reference)
+        attributes: dict[str, AttributeValue] = {
+            names.RPC_SYSTEM: "jsonrpc",
+            names.RPC_METHOD: "eth_sendRawTransaction",
+            names.CHAIN_ID: self._chain_id,
+            names.TASK_ID: hex0x(attempt.reference),
+            names.TRANSACTION_HASH: hex0x(attempt.hash),
+            names.ACCOUNT_NONCE: attempt.nonce,
+            names.ATTEMPT_KIND: attempt.kind,
+        }
+        parent = restore(json.loads(job.trace or "{}") if job is not None else {})
+        with tracer("placet.settlement").start_as_current_span(
+            names.SEND_TRANSACTION, context=parent, kind=SpanKind.CLIENT, attributes=attributes
+        ) as span:
+            try:
+                await self._rpc.call("eth_sendRawTransaction", [hex0x(attempt.raw)])
+            except RpcError as error:
+                text = error.message.lower()
+                if not any(known in text for known in ("already known", "already imported", "nonce too low")):
+                    span.set_attribute(names.ERROR_TYPE, error.message[:200])
+                    log.warning("nonce %d: the node refuses: %s", attempt.nonce, error.message)
 
     # --- nonces in flight
 
@@ -179,11 +213,7 @@ class Sender:
             # Nothing of the job can be mined any more. What is still wanted gets a new nonce.
             job = await self._store.job(attempt.reference)
             wanted = job is not None and job.valid_until > now
-            await self._store.close_nonce(
-                lease, now, attempt.nonce, attempt.reference, "refused", requeue=wanted, error="" if wanted else "cancelled"
-            )
-            if not wanted:
-                _JOBS.labels("refused").inc()
+            await self._give_up(lease, attempt, "expired, and cancelled before it was mined", gas_used=changes["gas_used"], wanted=wanted)
             return
         ok = int(receipt["status"], 16) == 1
         error = "" if ok else await self._revert_reason(attempt, receipt)
@@ -191,6 +221,16 @@ class Sender:
         await self._store.close_nonce(lease, now, attempt.nonce, attempt.reference, state, error=error[:250], **changes)
         _JOBS.labels(state).inc()
         log.info("job %s %s in block %s", hex0x(attempt.reference), state, changes["block_number"])
+
+    async def _give_up(self, lease: Lease, attempt: Attempt, error: str, *, wanted: bool, **changes: Any) -> None:
+        """The account nonce is used up and not by the job: refuse the job, or let it have another nonce."""
+        error = "" if wanted else error
+        await self._store.close_nonce(
+            lease, self._clock(), attempt.nonce, attempt.reference, "refused", requeue=wanted, error=error, transaction_hash=None, **changes
+        )
+        if not wanted:
+            _JOBS.labels("refused").inc()
+        log.info("job %s: nonce %d is used up; %s", hex0x(attempt.reference), attempt.nonce, error or "it gets another")
 
     async def _revert_reason(self, attempt: Attempt, receipt: dict[str, Any]) -> str:
         job = await self._store.job(attempt.reference)
@@ -211,7 +251,11 @@ class Sender:
         newest = attempts[-1]
         if job.state == "mined":  # its block was reorganised away
             await self._store.set_state(lease, now, job.reference, "sent")
-            await self._broadcast(newest)
+            await self._broadcast(newest, job)
+            return
+        if now - newest.created_at > self._rules.bump_after_s and await self._is_used_up(head, nonce):
+            wanted = job.valid_until > max(now, head.timestamp)
+            await self._give_up(lease, newest, "its account nonce was used by a transaction that is not ours", wanted=wanted)
             return
         expired = job.valid_until < max(now, head.timestamp)
         if expired and not attempts_of(attempts, "cancel"):
@@ -222,15 +266,19 @@ class Sender:
             if fee <= self._rules.max_fee:
                 await self._replace(lease, job, newest, kind=newest.kind, gas=_gas_of(newest, self._rules.gas_ceiling))
             else:
-                await self._broadcast(newest)
+                await self._broadcast(newest, job)
         elif await self._chain_nonce() <= nonce:
-            await self._broadcast(newest)  # the node may have forgotten it
+            await self._broadcast(newest, job)  # the node may have forgotten it
+
+    async def _is_used_up(self, head: Block, nonce: int) -> bool:
+        """Whether an account nonce none of whose attempts was mined is final all the same: somebody else has this key."""
+        return await self._chain_nonce(hex(max(0, head.number + 1 - self._rules.confirmations))) > nonce
 
     async def _replace(self, lease: Lease, job: Job, newest: Attempt, *, kind: str, gas: int) -> None:
         fee = min(self._rules.max_fee, newest.max_fee * _BUMP_PERCENT // 100 + 1)
         attempt = self._sign(job, newest.nonce, newest.number + 1, gas, fee, kind)
         await self._store.add_attempt(lease, self._clock(), attempt)
-        await self._broadcast(attempt)
+        await self._broadcast(attempt, job)
 
 
 def replace_job(job: Job) -> Job:

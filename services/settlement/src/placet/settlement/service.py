@@ -8,16 +8,20 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from placet.core import topics, wire
 from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, next_offsets
 from placet.core.bus.tracing import capture, item, processing, restore
+from placet.core.db import DATABASE_ERRORS
 from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
-from placet.core.errors import InvalidInput, PlacetError, Unavailable, VerificationFailed
+from placet.core.errors import InvalidInput, PlacetError, VerificationFailed
 from placet.core.evm import contracts
 from placet.core.evm.reader import ChainReader
+from placet.core.evm.rpc import RpcError
 from placet.core.messages import SettlementEvent, positions_of
-from placet.core.types import hex0x
+from placet.core.telemetry import names
+from placet.core.types import ZERO_ADDRESS, Hash32, hex0x
 from placet.settlement.sender import Sender
 from placet.settlement.store import FINAL, Job, Lease, LeaseLost, Store
 from placet.verify import verify_group
@@ -25,6 +29,8 @@ from placet.verify import verify_group
 log = logging.getLogger(__name__)
 
 GROUP = "settlement"
+_LATER: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *DATABASE_ERRORS)
+"""Node, bus or database are away, or say something odd: the loops go on and try again."""
 
 
 class SettlementService:
@@ -69,8 +75,12 @@ class SettlementService:
             async for records in self.subscription:
                 for record in records:
                     await self._take(record)
-                with contextlib.suppress(NotAssigned):  # whoever owns the partition now finds these jobs recorded
+                try:
                     await self.subscription.commit(next_offsets(records))
+                except NotAssigned:
+                    pass  # whoever owns the partition now finds these jobs recorded
+                except BusError as error:
+                    log.warning("commit: %s", error)  # delivered again, and recorded already
 
     # --- attestations become jobs
 
@@ -86,14 +96,25 @@ class SettlementService:
                     message = open_envelope(record.value or b"", self._key_of)
                     if message.kind is Kind.ATTESTATION_GROUP:
                         await self._jobs_of(message)
+                    else:
+                        await self._note_failures(message)
                     return
                 except (InvalidInput, VerificationFailed) as error:
                     log.warning("attestation refused: %s", error)
                     await self._bus.publish_dlq(record, error, consumer="settlement")
                     return
-                except (Unavailable, BusError, OSError) as error:
+                except _LATER as error:
                     log.warning("attestation waits: %s", error)
                     await asyncio.sleep(1.0)
+
+    async def _note_failures(self, message: Message) -> None:
+        """The first result of a task is the one: what failed is not executed, should a certificate turn up later (threats 19)."""
+        for failure in wire.decode_group_failure(message.payload).failures:
+            await self._store.add_job(self._refused(failure.task_id, message.chain_id, f"the task had failed: {failure.code}"))
+
+    def _refused(self, reference: Hash32, chain_id: int, error: str) -> Job:
+        """A job that is over before it began, of which nobody is told."""
+        return Job(reference, chain_id, ZERO_ADDRESS, b"", 0, "", 0, "refused", "refused", error, b"", 0, 0, self._clock(), "")
 
     async def _jobs_of(self, message: Message) -> None:
         group = wire.decode_attestation_group(message.payload)
@@ -120,6 +141,11 @@ class SettlementService:
             relayed = next((entry for entry in group.relayed if entry.task == decided.task), None)
             if relayed is None or not decided.leaf.allow:
                 continue
+            if relayed.intent.value:
+                # It would be paid from settlement's own account. The gateway refuses this too; here it is what counts.
+                refusal = self._refused(decided.leaf.task_id, group.chain_id, "a relayed intent carries no value")
+                await self._store.add_job(replace(refusal, announced="queued"))
+                continue
             attestation = contracts.attestation_tuple(
                 decided.leaf, index, proofs[index], group.certificate, remember=group.certificate.count > 1, quorum=quorum
             )
@@ -128,7 +154,7 @@ class SettlementService:
                 chain_id=group.chain_id,
                 target=decided.leaf.policy_client,
                 calldata=contracts.execute_intent_call(relayed.intent, relayed.intent_signature, attestation),
-                value=relayed.intent.value,
+                value=0,
                 payer=relayed.payer,
                 valid_until=decided.leaf.expiration,
                 state="queued",
@@ -157,7 +183,7 @@ class SettlementService:
                 except LeaseLost:
                     log.warning("chain %d: another replica leads", chain_id)
                     lease = None
-                except (PlacetError, OSError) as error:
+                except _LATER as error:
                     log.warning("chain %d: %s", chain_id, error)
                 self._wake.clear()
                 try:
@@ -166,7 +192,8 @@ class SettlementService:
                     continue
         finally:
             if lease is not None:
-                await self._store.release(lease)
+                with contextlib.suppress(*DATABASE_ERRORS):
+                    await self._store.release(lease)
 
     # --- events
 
@@ -177,7 +204,7 @@ class SettlementService:
                 for job in await self._store.unannounced():
                     await self._publish(job)
                     await self._store.announced(job.reference, job.state)
-            except (BusError, OSError) as error:
+            except _LATER as error:
                 log.warning("announcing waits: %s", error)
             await asyncio.sleep(self._poll_s)
 
@@ -191,6 +218,6 @@ class SettlementService:
             sender=self._signer.public_key,
             payload=wire.encode_settlement_event(event),
         )
-        with item(f"settlement {status}", restore(json.loads(job.trace or "{}"))):
+        with item(names.settlement_span(status), restore(json.loads(job.trace or "{}"))):
             await self._bus.publish(topics.SETTLEMENTS, job.reference, envelope)
         log.info("job %s: %s", hex0x(job.reference), status)

@@ -43,6 +43,7 @@ _JOB = sa.Table(
     sa.Column("gas_used", sa.BigInteger),
     sa.Column("created_at", sa.Float),
     sa.Column("trace", sa.Text),
+    sa.Column("gas_reserved", sa.BigInteger),
 )
 _NONCE = sa.Table(
     "account_nonce",
@@ -105,6 +106,7 @@ class Job:
     gas_used: int
     created_at: float
     trace: str
+    gas_reserved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +217,9 @@ class Store:
             await connection.execute(update.values(state=state, **changes))
 
     async def gas_of_payer(self, payer: str, since: float) -> int:
-        """Gas that a payer's jobs used since a time."""
-        query = sa.select(sa.func.coalesce(sa.func.sum(_JOB.c.gas_used), 0)).where(_JOB.c.payer == payer, _JOB.c.created_at >= since)
+        """Gas that a payer's jobs used since a time, or may still use: what is in flight counts with its limit."""
+        gas = sa.case((_JOB.c.state.in_(FINAL), _JOB.c.gas_used), else_=_JOB.c.gas_reserved)
+        query = sa.select(sa.func.coalesce(sa.func.sum(gas), 0)).where(_JOB.c.payer == payer, _JOB.c.created_at >= since)
         async with self._engine.connect() as connection:
             return int((await connection.execute(query)).scalar_one())
 
@@ -229,14 +232,14 @@ class Store:
             highest = (await connection.execute(query)).scalar_one_or_none()
         return chain_nonce if highest is None else max(chain_nonce, int(highest) + 1)
 
-    async def bind(self, lease: Lease, now: float, reference: Hash32, attempt: Attempt) -> None:
+    async def bind(self, lease: Lease, now: float, reference: Hash32, attempt: Attempt, gas: int) -> None:
         """Bind a queued job to an account nonce, with its signed transaction: before anything is sent. Raises LeaseLost."""
         async with self._engine.begin() as connection:
             await self._fence(connection, lease, now)
             moved = await connection.execute(
                 sa.update(_JOB)
                 .where(_JOB.c.reference == reference, _JOB.c.state == "queued")
-                .values(state="sent", transaction_hash=attempt.hash)
+                .values(state="sent", transaction_hash=attempt.hash, gas_reserved=gas)
             )
             if moved.rowcount != 1:
                 raise LeaseLost
@@ -270,15 +273,24 @@ class Store:
 
     async def open_attempts(self, lease: Lease) -> dict[int, list[Attempt]]:
         """For each account nonce that is not final, its attempts in order."""
-        query = (
+        return await self._attempts(self._attempts_query(lease, final=False))
+
+    async def final_attempts(self, lease: Lease, from_nonce: int) -> dict[int, list[Attempt]]:
+        """As `open_attempts`, for final account nonces at or above `from_nonce`."""
+        query = self._attempts_query(lease, final=True).where(_NONCE.c.nonce >= from_nonce)
+        return await self._attempts(query)
+
+    @staticmethod
+    def _attempts_query(lease: Lease, *, final: bool) -> Any:
+        same = sa.and_(_NONCE.c.key == _ATTEMPT.c.key, _NONCE.c.chain_id == _ATTEMPT.c.chain_id, _NONCE.c.nonce == _ATTEMPT.c.nonce)
+        return (
             sa.select(_ATTEMPT, _NONCE.c.reference)
-            .join(
-                _NONCE,
-                sa.and_(_NONCE.c.key == _ATTEMPT.c.key, _NONCE.c.chain_id == _ATTEMPT.c.chain_id, _NONCE.c.nonce == _ATTEMPT.c.nonce),
-            )
-            .where(_NONCE.c.key == lease.key, _NONCE.c.chain_id == lease.chain_id, _NONCE.c.final.is_(False))
+            .join(_NONCE, same)
+            .where(_NONCE.c.key == lease.key, _NONCE.c.chain_id == lease.chain_id, _NONCE.c.final.is_(final))
             .order_by(_ATTEMPT.c.nonce, _ATTEMPT.c.number)
         )
+
+    async def _attempts(self, query: Any) -> dict[int, list[Attempt]]:
         out: dict[int, list[Attempt]] = {}
         async with self._engine.connect() as connection:
             for row in (await connection.execute(query)).all():
@@ -320,6 +332,7 @@ def _job(row: Any) -> Job:
         row.gas_used,
         row.created_at,
         row.trace,
+        row.gas_reserved,
     )
 
 

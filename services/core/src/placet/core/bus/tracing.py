@@ -143,10 +143,11 @@ def fan_in(
 @contextmanager
 def batch(name: str, contexts: Sequence[Context], *, attributes: Mapping[str, AttributeValue] | None = None) -> Iterator[Span]:
     """The span of work done at once for several requests: a trace of its own with a link to each; a lone request is its parent."""
+    lone = len(contexts) == 1
     with _tracer().start_as_current_span(
         name,
-        context=contexts[0] if len(contexts) == 1 else Context(),
-        links=_links(contexts),
+        context=contexts[0] if lone else Context(),
+        links=[] if lone else _links(contexts),  # Jaeger shows a link to the parent in the parent's place
         attributes={names.MESSAGING_BATCH_MESSAGE_COUNT: len(contexts), **(attributes or {})},
     ) as span:
         yield span

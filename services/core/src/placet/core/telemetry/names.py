@@ -21,6 +21,30 @@ def process_span(topic: str) -> str:
     return f"{PROCESS} {topic}"
 
 
+def request_span(method: str, route: str | None) -> str:
+    """The gateway's SERVER span: by route, never by path."""
+    return method if route is None else f"{method} {route}"
+
+
+BATCH: Final = "batch"
+"""Gateway: a TaskBatch is made and published."""
+OBSERVE: Final = "observe"
+EVALUATE: Final = "evaluate"
+SIGN: Final = "sign"
+"""Operator, a group each: leaves committed to the signing log, then the BLS signature."""
+VERIFY: Final = "verify"
+"""Aggregator: leaves and signatures of one Response."""
+AGGREGATE: Final = "aggregate"
+"""Aggregator: a certificate from the Responses it is linked to."""
+SEND_TRANSACTION: Final = "eth_sendRawTransaction"
+"""Settlement: CLIENT span around one broadcast."""
+
+
+def settlement_span(status: str) -> str:
+    """Settlement: an event about a job is published."""
+    return f"settlement {status}"
+
+
 # Messaging attributes.
 MESSAGING_SYSTEM: Final = "messaging.system"
 MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
@@ -34,6 +58,11 @@ MESSAGING_KAFKA_OFFSET: Final = "messaging.kafka.offset"
 MESSAGING_KAFKA_MESSAGE_KEY: Final = "messaging.kafka.message.key"
 MESSAGING_KAFKA_MESSAGE_TOMBSTONE: Final = "messaging.kafka.message.tombstone"
 ERROR_TYPE: Final = "error.type"
+HTTP_METHOD: Final = "http.request.method"
+HTTP_ROUTE: Final = "http.route"
+HTTP_STATUS: Final = "http.response.status_code"
+RPC_SYSTEM: Final = "rpc.system"
+RPC_METHOD: Final = "rpc.method"
 SERVICE_NAME: Final = "service.name"
 SERVICE_VERSION: Final = "service.version"
 SERVICE_INSTANCE_ID: Final = "service.instance.id"
@@ -48,6 +77,9 @@ CHAIN_ID: Final = "placet.chain.id"
 OPERATOR: Final = "placet.operator"
 EPOCH: Final = "placet.epoch"
 OUTCOME: Final = "placet.outcome"
+TRANSACTION_HASH: Final = "placet.transaction.hash"
+ACCOUNT_NONCE: Final = "placet.account.nonce"
+ATTEMPT_KIND: Final = "placet.attempt.kind"
 
 # Metrics (Prometheus). Units stand in the names.
 BUS_SENT_RECORDS: Final = "placet_bus_sent_records_total"
