@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from placet.core.agreement import AgreedTask, Component, agree, split_into_groups, whole_batch
 from placet.core.consensus import Rule, RuleKind
+from placet.core.decision import component_failure
 from placet.core.messages import Observation, TaskObservation
 from placet.core.types import Address, Hash32, Operator, OperatorSet
 
@@ -114,3 +115,19 @@ def test_every_task_is_in_one_group_or_failed_and_every_group_can_reach_quorum(v
     assert sorted(placed) == list(range(6))
     for group in result.groups:
         assert everyone.stake_of(group.operators) * 10_000 >= everyone.total_stake * BPS
+
+
+def test_18_a_failure_of_the_component_itself_is_agreed_like_a_value() -> None:
+    failure = component_failure("error", "no such token").decode()
+    seen = {who(i): observation('{"price":100}' if i == 3 else failure) for i in range(4)}
+    result = agree(1, seen, [COMPONENT], operators(100, 100, 100, 100), BPS)
+    assert result.agreed[0].outputs == (failure.encode(),)
+    assert result.agreed[0].agreeing == {who(0), who(1), who(2)}
+
+
+def test_18_one_operators_failure_changes_nothing() -> None:
+    failure = component_failure("error", "mine alone").decode()
+    seen = {who(i): observation(failure if i == 3 else '{"price":100}') for i in range(4)}
+    result = agree(1, seen, [COMPONENT], operators(100, 100, 100, 100), BPS)
+    assert result.agreed[0].outputs == (b'{"price":100}',)
+    assert result.agreed[0].agreeing == {who(0), who(1), who(2)}

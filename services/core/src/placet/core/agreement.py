@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from placet.core import jsonx, limits
-from placet.core.consensus import Disagreement, Rules, Threshold, agree_document
+from placet.core.consensus import Agreed, Disagreement, Rules, Threshold, agree_document, agree_exact
+from placet.core.decision import FAILURE_KEY
 from placet.core.errors import InvalidInput
 from placet.core.messages import Observation
 from placet.core.types import Address, OperatorSet
@@ -130,12 +132,26 @@ def _agree_task(
             documents.append(document)
             stakes.append(stake[address])
             members.append(address)
-        result = agree_document(documents, stakes, component.rules, threshold)
+        result = _agree_outputs(documents, stakes, component, threshold)
         agreeing &= frozenset(members[index] for index in result.agreeing)
         outputs.append(jsonx.canonical(result.value))
     if not threshold.is_quorum(sum(stake[address] for address in agreeing)):
         raise Disagreement("", "the operators that agree hold less than quorum stake")
     return AgreedTask(task, tuple(outputs), agreeing)
+
+
+def _agree_outputs(documents: list[Any], stakes: list[int], component: Component, threshold: Threshold) -> Agreed:
+    """The component's output; or, when quorum stake saw it fail by itself in the same way, that failure."""
+    failed = [index for index, document in enumerate(documents) if isinstance(document, dict) and FAILURE_KEY in document]
+    if not failed:
+        return agree_document(documents, stakes, component.rules, threshold)
+    try:
+        failure = agree_exact([documents[i] for i in failed], [stakes[i] for i in failed], threshold, "", majority=False)
+        return Agreed(failure.value, frozenset(failed[position] for position in failure.agreeing))
+    except Disagreement:
+        rest = [index for index in range(len(documents)) if index not in set(failed)]
+        found = agree_document([documents[i] for i in rest], [stakes[i] for i in rest], component.rules, threshold)
+        return Agreed(found.value, frozenset(rest[position] for position in found.agreeing))
 
 
 def split_into_groups(tasks: Iterable[AgreedTask]) -> tuple[tuple[Group, ...], tuple[int, ...]]:

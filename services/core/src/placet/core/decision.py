@@ -122,6 +122,27 @@ def early_denial(context: BatchContext, index: int, policy: Policy) -> str | Non
     return None
 
 
+FAILURE_KEY = "placet:failed"
+"""An observed output {FAILURE_KEY: kind, "message": …} says that the component itself failed, before it had asked the host for anything:
+a function of the task alone, so every operator sees it, and the task is denied."""
+
+
+def component_failure(kind: str, message: str) -> bytes:
+    """The output that stands for a component's own failure; canonical JSON. Only an error the component itself answered has a message:
+    other texts are the runtime's, and differ between its versions."""
+    return jsonx.canonical({FAILURE_KEY: kind, "message": message[:200] if kind == "error" else ""})
+
+
+def failure_in(output: bytes) -> str | None:
+    """Why a component failed, when its output says so; else None."""
+    if not output.startswith(b'{"message":') or b'"placet:failed"' not in output:
+        return None
+    value = jsonx.parse(output, field="output", max_bytes=limits.MAX_OUTPUT_BYTES)
+    if set(value) != {FAILURE_KEY, "message"}:
+        return None
+    return f"a component failed ({value[FAILURE_KEY]}) {value['message']}".strip()
+
+
 def decision_content(allow: bool, reasons: Sequence[str], value_json: str | None) -> bytes:
     """The `decision` part of the evidence: canonical JSON of the verdict, its reasons, and the policy's value as the engine wrote it."""
     return jsonx.canonical({"allow": allow, "reasons": list(reasons), "value": value_json})

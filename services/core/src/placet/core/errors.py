@@ -87,6 +87,14 @@ class NotFound(PlacetError):
     grpc_status = "NOT_FOUND"
 
 
+class MethodNotAllowed(PlacetError):
+    """The path is known, and not with this method."""
+
+    code = "method_not_allowed"
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+
 class IdempotencyConflict(PlacetError):
     """The Idempotency-Key was used before with another request."""
 
@@ -172,6 +180,7 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     Unauthenticated,
     Forbidden,
     NotFound,
+    MethodNotAllowed,
     IdempotencyConflict,
     RateLimited,
     PolicyNotAdmitted,

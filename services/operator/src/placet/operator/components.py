@@ -18,7 +18,7 @@ from placet.core.agreement import Component
 from placet.core.batch import BatchContext
 from placet.core.bundle import PolicyDataArtefact
 from placet.core.consensus import Rule, RuleKind, check_rules
-from placet.core.decision import bound_arguments, early_denial, task_input
+from placet.core.decision import bound_arguments, component_failure, early_denial, task_input
 from placet.core.errors import InvalidInput, PlacetError, Unavailable
 from placet.core.evm.reader import BlockState
 from placet.core.messages import TaskObservation
@@ -29,7 +29,7 @@ from placet.operator.policies import LoadedPolicy, PolicyDataInfo
 from placet.sandbox.chain import ChainEndpoint
 from placet.sandbox.errors import EvaluationFailed, SandboxUnavailable
 from placet.sandbox.manifest import NEWTON_WORLD, ConsensusRule, Manifest, ManifestError
-from placet.sandbox.policydata import ComponentRejected, RunContext, RunRequest, runtime_id
+from placet.sandbox.policydata import ComponentFailed, ComponentRejected, RunContext, RunRequest, runtime_id
 from placet.sandbox.wire import HostConfig
 from placet.sandbox.workers import WorkerPool
 
@@ -95,7 +95,7 @@ class Components:
             rules = {place: rule_of(rule) for place, rule in manifest.consensus_rules.items()}
             check_rules(rules)
             pool = await self._workers()
-            await pool.admit_component(artefact.component, artefact.manifest)
+            admitted = await pool.admit_component(artefact.component, artefact.manifest)
         except ManifestError as error:
             raise InvalidInput(f"manifest: {error}", field=error.field) from None
         except ComponentRejected as error:
@@ -107,7 +107,7 @@ class Components:
             manifest=manifest,
             component=Component(rules, manifest.fractions),
             newton=manifest.world == NEWTON_WORLD,
-            imports_nothing=False,
+            pure=admitted.pure,
             needs_secrets=bool(manifest.secrets),
         )
 
@@ -153,8 +153,14 @@ class Components:
             allow_private=private,
         )
         pool = await self._workers()
+        empty = Hash32(hashlib.sha256(b"").digest())
         component = hashlib.sha256(info.artefact.component).hexdigest()
-        run = await pool.run_component(component, info.artefact.manifest, request, host, digest_key=self._digest_key)
+        try:
+            run = await pool.run_component(component, info.artefact.manifest, request, host, digest_key=self._digest_key)
+        except ComponentFailed as error:
+            if not error.pure:
+                raise
+            return component_failure(error.kind, error.message), empty
         value = jsonx.parse(
             run.output_json.encode(),
             field="output",

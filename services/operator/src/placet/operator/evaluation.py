@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from placet.core import limits
 from placet.core.batch import BatchContext
-from placet.core.decision import decide, decision_content, early_denial, task_input
+from placet.core.decision import decide, decision_content, early_denial, failure_in, task_input
 from placet.core.errors import Unavailable
 from placet.core.evidence import EvidenceRecord
 from placet.core.messages import DecidedTask
@@ -38,6 +38,10 @@ def verdict(loaded: LoadedPolicy, context: BatchContext, task: TaskToDecide) -> 
     reason = early_denial(context, task.index, loaded.policy)
     if reason is not None:
         return False, decision_content(False, [reason], None)
+    for output in task.outputs:
+        failure = failure_in(output)
+        if failure is not None:
+            return False, decision_content(False, [failure], None)
     source = task_input(context, task.index, loaded.policy, task.sequence)
     sections = [DataSection("args", source.args_json), DataSection("task", source.task_json)]
     sections += [DataSection("wasm", output.decode(), info.newton) for output, info in zip(task.outputs, loaded.data, strict=True)]

@@ -34,13 +34,14 @@ _KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class PolicyDataInfo:
-    """One admitted PolicyData: what agreement needs of it, and whether it can differ between operators at all."""
+    """One admitted PolicyData: what agreement needs of it, and whether it can differ between operators at all (`pure`: it cannot)."""
 
     artefact: PolicyDataArtefact
     manifest: Manifest
     component: Component
     newton: bool
-    imports_nothing: bool
+    pure: bool
+    """It can reach nothing but the task's timestamp, so operators need not agree on what it says."""
     needs_secrets: bool
 
 
@@ -71,8 +72,8 @@ class LoadedPolicy:
 
     @property
     def needs_observation(self) -> bool:
-        """Whether operators must observe and agree first: it has a PolicyData that imports something."""
-        return any(not item.imports_nothing for item in self.data)
+        """Whether operators must observe and agree first: it has a PolicyData that can reach something outside."""
+        return any(not item.pure for item in self.data)
 
 
 def policy_source(policy: Policy) -> PolicySource:

@@ -58,6 +58,8 @@ class _Run:
     quorum_bps: int
     abstentions: tuple[Abstention, ...]
     observation: Observation | None = None
+    computed: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    """Outputs of components that reach nothing outside: computed here, agreed by construction."""
     proposal: asyncio.Future[Message] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -331,31 +333,35 @@ class OperatorService:
         context = run.context
         if run.loaded.needs_observation:
             await self._observe(run)
-        elif run.abstentions:
+            await self._answer_waiting_proposal(run)
+            return
+        if run.loaded.data:
+            await self._compute(run)
+        if run.abstentions:
             spared = {item.task for item in run.abstentions}
             vouched = tuple(TaskObservation(i, (), ()) for i in range(len(context.batch.tasks)) if i not in spared)
             await self._publish_observation(context, Observation(vouched, run.abstentions, self._identity.runtime_id))
         else:
             await self._respond(run, whole_batch(len(context.batch.tasks), run.state.operators), (), ZERO_HASH)
+        await self._answer_waiting_proposal(run)
+
+    async def _answer_waiting_proposal(self, run: _Run) -> None:
+        """A Proposal may have been read before its batch was ready."""
         message = self._proposals.get(run.id)
         if message is not None and not run.proposal.done():
             run.proposal.set_result(message)
         if run.proposal.done():
             await self._answer_proposal(run, run.proposal.result())
 
-    async def _observe(self, run: _Run) -> None:
+    async def _look(self, run: _Run) -> tuple[list[TaskObservation], list[Abstention]]:
+        """Run the policy's components for every task not abstained from."""
         context = run.context
-        stored = await self._log.sent(run.id, Kind.OBSERVATION)
-        if stored is not None:
-            run.observation = await self._observation_of(stored, len(context.batch.tasks))
-            return
         deadline = context.batch.timestamp + context.batch.observe_for_ms / 1000
         spared = {item.task for item in run.abstentions}
         indices = [index for index in range(len(context.batch.tasks)) if index not in spared]
-        with tracer("placet.operator").start_as_current_span(names.OBSERVE, attributes={names.BATCH_TASKS: len(indices)}):
-            results = await asyncio.gather(
-                *(self._observer.observe(run.loaded, context, index, run.state, deadline) for index in indices), return_exceptions=True
-            )
+        results = await asyncio.gather(
+            *(self._observer.observe(run.loaded, context, index, run.state, deadline) for index in indices), return_exceptions=True
+        )
         seen: list[TaskObservation] = []
         missed = list(run.abstentions)
         for index, result in zip(indices, results, strict=True):
@@ -366,7 +372,22 @@ class OperatorService:
             else:
                 log.error("observing failed", exc_info=result)
                 missed.append(Abstention(index, "internal", type(result).__name__))
-        observation = Observation(tuple(seen), tuple(sorted(missed, key=lambda item: item.task)), self._identity.runtime_id)
+        return seen, sorted(missed, key=lambda item: item.task)
+
+    async def _compute(self, run: _Run) -> None:
+        """Components that reach nothing outside: their outputs are a function of the task, so nobody needs to agree on them."""
+        seen, missed = await self._look(run)
+        run.computed = {item.task: item.outputs for item in seen}
+        run.abstentions = tuple(missed)
+
+    async def _observe(self, run: _Run) -> None:
+        context = run.context
+        stored = await self._log.sent(run.id, Kind.OBSERVATION)
+        if stored is not None:
+            run.observation = await self._observation_of(stored, len(context.batch.tasks))
+            return
+        seen, missed = await self._look(run)
+        observation = Observation(tuple(seen), tuple(missed), self._identity.runtime_id)
         run.observation = await self._publish_observation(context, observation)
 
     async def _publish_observation(self, context: BatchContext, observation: Observation) -> Observation:
@@ -476,7 +497,7 @@ class OperatorService:
             TaskToDecide(
                 index,
                 run.state.sequences.get((batch.tasks[index].policy_client, batch.tasks[index].intent.sender), 0),
-                agreement.agreed[index].outputs,
+                agreement.agreed[index].outputs if run.loaded.needs_observation else run.computed.get(index, ()),
             )
             for index in group.tasks
         ]

@@ -28,7 +28,7 @@ from wasmtime.component import Component
 from placet.sandbox.errors import SandboxError, SandboxUnavailable
 from placet.sandbox.manifest import NEWTON_WORLD, Manifest, World
 from placet.sandbox.rego import engine_sha256
-from placet.sandbox.worlds import imports_clock, world_mismatches
+from placet.sandbox.worlds import CLOCK_IMPORT, imported_interfaces, world_mismatches
 
 MAX_COMPONENT_BYTES = 32 << 20
 
@@ -62,8 +62,19 @@ class Admitted:
 
     sha256: str
     world: World
-    imports_clock: bool
+    imports: tuple[str, ...]
+    """Names of the imported interfaces, sorted: a function of the component's bytes, the same at every operator."""
     artifact_bytes: int
+
+    @property
+    def imports_clock(self) -> bool:
+        """Whether it can read the task's timestamp."""
+        return CLOCK_IMPORT in self.imports
+
+    @property
+    def pure(self) -> bool:
+        """Whether it can reach nothing but the task's timestamp: its output is a function of the task alone."""
+        return set(self.imports) <= {CLOCK_IMPORT}
 
 
 def component_engine() -> Engine:
@@ -132,7 +143,10 @@ class ArtifactCache:
         record = self._read(self._path(sha256, world, "json"))
         if record is None or not self._path(sha256, world, "cwasm").exists():
             return None
-        return Admitted(**json.loads(record))
+        fields = json.loads(record)
+        if "imports" not in fields:
+            return None  # written by an earlier release: compiled again
+        return Admitted(fields["sha256"], fields["world"], tuple(fields["imports"]), fields["artifact_bytes"])
 
     def _compile(self, sha256: str, component: bytes, world: World, limits: AdmissionLimits) -> Admitted:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
@@ -141,8 +155,8 @@ class ArtifactCache:
             report = _run_child(source, target, world, limits)
             artifact = target.read_bytes()
         self._write(self._path(sha256, world, "cwasm"), artifact)
-        admitted = Admitted(sha256, world, bool(report["imports_clock"]), len(artifact))
-        fields = {"sha256": sha256, "world": world, "imports_clock": admitted.imports_clock, "artifact_bytes": len(artifact)}
+        admitted = Admitted(sha256, world, tuple(report["imports"]), len(artifact))
+        fields = {"sha256": sha256, "world": world, "imports": admitted.imports, "artifact_bytes": len(artifact)}
         self._write(self._path(sha256, world, "json"), json.dumps(fields).encode())
         return admitted
 
@@ -236,4 +250,4 @@ def _compile_here(source: Path, target: Path, world: Any) -> dict[str, Any]:
     if mismatches := world_mismatches(engine, component, world):
         return {"rejected": "; ".join(mismatches[:20])}
     target.write_bytes(component.serialize())
-    return {"rejected": "", "imports_clock": imports_clock(engine, component)}
+    return {"rejected": "", "imports": imported_interfaces(engine, component)}

@@ -58,7 +58,7 @@ class _Worker:
                 return {
                     "sha256": admitted.sha256,
                     "world": admitted.world,
-                    "imports_clock": admitted.imports_clock,
+                    "imports": list(admitted.imports),
                     "artifact_bytes": admitted.artifact_bytes,
                 }
             case "run":

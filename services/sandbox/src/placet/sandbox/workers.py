@@ -150,7 +150,7 @@ class WorkerPool:
             "manifest": manifest.decode(),
             "limits": asdict(limits),
         }
-        return await self._ask(message, lambda answer: Admitted(**answer), limits.wall_s + 10)
+        return await self._ask(message, lambda answer: Admitted(**{**answer, "imports": tuple(answer["imports"])}), limits.wall_s + 10)
 
     async def run_component(
         self,

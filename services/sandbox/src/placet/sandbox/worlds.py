@@ -85,9 +85,9 @@ def world_mismatches(engine: Engine, component: Component, world: World) -> list
     return found
 
 
-def imports_clock(engine: Engine, component: Component) -> bool:
-    """Whether the component can read the task's timestamp."""
-    return CLOCK_IMPORT in component.type.imports(engine)
+def imported_interfaces(engine: Engine, component: Component) -> list[str]:
+    """Names of what the component imports, sorted. An import that it never calls counts."""
+    return sorted(component.type.imports(engine))
 
 
 def _function_mismatch(name: str, item: object, wanted: str | None) -> list[str]:
