@@ -19,8 +19,10 @@ from starlette.routing import Route
 
 from placet.core import calls
 from placet.core.bus import BusError
-from placet.core.errors import Internal, InvalidInput, NotFound, PlacetError, TooLarge, Unavailable
+from placet.core.db import DATABASE_ERRORS
+from placet.core.errors import Internal, InvalidInput, MethodNotAllowed, NotFound, PlacetError, TooLarge, Unavailable
 from placet.core.evm.reader import ChainReader
+from placet.core.evm.rpc import RpcError
 from placet.core.types import UINT64_MAX, UINT256_MAX, address_from, hash_from, hex0x
 from placet.gateway import requests as parsing
 from placet.gateway.insight import Insight
@@ -112,6 +114,12 @@ class Api:
             except BusError as error:
                 log.error("bus: %s", error)
                 return problem(Unavailable("the message bus does not answer"))
+            except RpcError as error:
+                log.error("node: %s", error)
+                return problem(Unavailable("the chain's node refuses; it may be behind"))
+            except DATABASE_ERRORS as error:
+                log.error("database: %s", error)
+                return problem(Unavailable("the database does not answer"))
 
         return guarded
 
@@ -283,11 +291,8 @@ def _argument(kind: str, value: Any) -> Any:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    class _Status(PlacetError):
-        code = "not_found" if error.status_code == 404 else "method_not_allowed" if error.status_code == 405 else "invalid_input"
-        http_status = error.status_code
-
-    return problem(_Status(str(error.detail)))
+    kind: type[PlacetError] = {404: NotFound, 405: MethodNotAllowed}.get(error.status_code, InvalidInput)
+    return problem(kind(str(error.detail)))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -23,6 +23,7 @@ from placet.core.bus.tracing import batch as batch_span
 from placet.core.envelope import BusSigner, Kind, seal
 from placet.core.errors import Internal, PlacetError, RateLimited, Unavailable, WrongPolicy
 from placet.core.evm.reader import BlockState, ChainReader
+from placet.core.evm.rpc import RpcError
 from placet.core.telemetry import metrics, names
 from placet.core.types import Hash32, Task, TaskBatch
 from placet.gateway.store import Store, TaskRow
@@ -114,11 +115,13 @@ class Batcher:
         if self._waiting >= self._max_waiting:
             raise RateLimited("too many tasks are in hand; try again in a moment")
         key = (asked.chain_id, asked.policy_id)
+        if sum(item.size for item in self._queues.get(key, ())) + asked.size > limits.MAX_BATCH_BYTES:
+            self._close(key)  # who reads a batch refuses a larger one, whole
         queue = self._queues.setdefault(key, [])
         queue.append(asked)
         self._waiting += 1
         try:
-            if len(queue) >= limits.MAX_TASKS_PER_BATCH or sum(item.size for item in queue) >= limits.MAX_BATCH_BYTES - (64 << 10):
+            if len(queue) >= limits.MAX_TASKS_PER_BATCH:
                 self._close(key)
             elif len(queue) == 1:
                 loop = asyncio.get_running_loop()
@@ -148,8 +151,8 @@ class Batcher:
         try:
             with batch_span(names.BATCH, [item.trace for item in queue]):
                 await self._publish(key, queue)
-        except (PlacetError, BusError) as error:
-            failure = error if isinstance(error, PlacetError) else Unavailable(f"bus: {error}")
+        except (PlacetError, BusError, RpcError) as error:
+            failure = error if isinstance(error, PlacetError) else Unavailable(f"{type(error).__name__}: {error}")
             for item in queue:
                 if not item.submitted.done():
                     item.submitted.set_exception(failure)
@@ -205,20 +208,35 @@ class Batcher:
                 "submitted",
                 None,
                 now,
-                now + limits.BATCH_LIFETIME_S + 5,
+                now + limits.RESULT_WITHIN_S,
             )
             for position, item in enumerate(members)
         ]
-        await self._store.add_tasks(rows)
+        if not await self._store.add_tasks(rows):  # another replica, or this one before a restart, has sent one of them this second
+            await self._next_second(now)
+            await self._publish(key, members)
+            return
         self._on_batch(context, state)
-        envelope = seal(
-            self._signer, kind=Kind.TASK_BATCH, chain_id=chain_id, sender=self._signer.public_key, payload=payload, batch_id=context.id
-        )
-        await self._bus.publish(topics.TASKS, context.id, envelope)
+        await self.send(context, payload)
         _BATCH_TASKS.observe(len(members))
         for position, item in enumerate(members):
             if not item.submitted.done():
                 item.submitted.set_result(Submitted(context, position, state))
+
+    async def send(self, context: BatchContext, payload: bytes) -> None:
+        """Publish a batch that was recorded. Doing it twice changes nothing: readers know the batch by its content."""
+        envelope = seal(
+            self._signer,
+            kind=Kind.TASK_BATCH,
+            chain_id=context.batch.chain_id,
+            sender=self._signer.public_key,
+            payload=payload,
+            batch_id=context.id,
+        )
+        await self._bus.publish(topics.TASKS, context.id, envelope)
+
+    async def _next_second(self, now: int) -> None:
+        await asyncio.sleep(max(0.0, now + 1.01 - self._clock()))
 
     async def _separate(self, members: list[Asked], context: BatchContext) -> None:
         """The same action asked for twice within a second would be one task with two salts: the later one waits for the next second."""
@@ -233,7 +251,7 @@ class Batcher:
         key = (context.batch.chain_id, context.batch.policy_id)
         if first:
             await self._publish(key, list(first.values()))
-        await asyncio.sleep(max(0.0, now + 1.01 - self._clock()))
+        await self._next_second(now)
         await self._publish(key, again)
 
 

@@ -42,6 +42,15 @@ DEFAULT_DEADLINE_S = 600
 
 
 @dataclass(frozen=True, slots=True)
+class _Found:
+    """A request's task: an earlier one, or the one it was made into."""
+
+    task_id: Hash32
+    stage: str
+    answer: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A task that has been submitted, and its answer when there is one."""
 
@@ -71,7 +80,7 @@ class Intents:
         self._clock = clock
         self._states: dict[tuple[int, Address], tuple[float, BlockState]] = {}
         self._handed_out: OrderedDict[tuple[int, Address, Address, int], float] = OrderedDict()
-        self._in_hand: dict[Hash32, asyncio.Future[Submitted]] = {}
+        self._in_hand: dict[Hash32, tuple[Hash32, asyncio.Task[_Found]]] = {}
 
     async def state_of(self, chain_id: int, client: Address) -> tuple[BlockState, Pins]:
         """The client's pins now (at most 200 ms old).
@@ -175,34 +184,41 @@ class Intents:
         self.check_client(key, request.policy_client)
         state, pins = await self.state_of(request.intent.chain_id, request.policy_client)
         request_key, request_hash = _request_keys(request, key, pins.policy_id, idempotency_key)
-        earlier = await self._earlier(request_key, request_hash, idempotency_key is not None)
+        # Claimed before anything is waited for: of two equal requests at once, one sends and both get its answer.
+        in_hand = self._in_hand.get(request_key)
+        if in_hand is not None and in_hand[0] != request_hash:
+            raise _conflict()
+        if in_hand is None:
+            identity = request_key, request_hash
+            finding = asyncio.create_task(self._find_or_send(request, key, state, pins, identity, idempotency_key is not None))
+            finding.add_done_callback(lambda task: self._let_go(request_key, task))
+            in_hand = self._in_hand[request_key] = (request_hash, finding)
+        found = await asyncio.shield(in_hand[1])  # the task of all who ask: one that hangs up does not end it
+        return await self._answer_of(found.task_id, found.stage, found.answer, wait_s)
+
+    def _let_go(self, request_key: Hash32, task: asyncio.Task[_Found]) -> None:
+        self._in_hand.pop(request_key, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits gets it; perhaps nobody does any more
+
+    async def _find_or_send(
+        self, request: IntentRequest, key: ApiKey, state: BlockState, pins: Pins, identity: tuple[Hash32, Hash32], named: bool
+    ) -> _Found:
+        request_key, request_hash = identity
+        earlier = await self._earlier(request_key, request_hash, named)
         if earlier is not None:
-            return await self._answer_of(earlier.task_id, earlier.stage, earlier.result, wait_s)
-        running = self._in_hand.get(request_key)
-        if running is None:
-            await self._early_checks(request, state, pins)
-            running = asyncio.get_running_loop().create_future()
-            running.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may be waiting
-            self._in_hand[request_key] = running
-            try:
-                task = Task(request.policy_client, request.intent, new_salt(), request.signature, request.args, request.attachments)
-                submitted: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
-                asked = Asked(request.intent.chain_id, pins.policy_id, task, key.id, request_key, request_hash, request.relay, submitted)
-                running.set_result(await self._batcher.submit(asked))
-            except BaseException as error:
-                if not running.done():
-                    running.set_exception(error if isinstance(error, Exception) else Unavailable("the request was cancelled"))
-                raise
-            finally:
-                self._in_hand.pop(request_key, None)
-        sent = await asyncio.shield(running)
-        return await self._answer_of(sent.task_id, "submitted", None, wait_s)
+            return _Found(earlier.task_id, earlier.stage, earlier.result)
+        await self._early_checks(request, state, pins)
+        task = Task(request.policy_client, request.intent, new_salt(), request.signature, request.args, request.attachments)
+        submitted: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+        asked = Asked(request.intent.chain_id, pins.policy_id, task, key.id, request_key, request_hash, request.relay, submitted)
+        return _Found((await self._batcher.submit(asked)).task_id, "submitted", None)
 
     async def _earlier(self, request_key: Hash32, request_hash: Hash32, named: bool) -> TaskRow | None:
         if named:
             any_row = await self._store.by_request_any(request_key)
             if any_row is not None and any_row.request_hash != request_hash:
-                raise IdempotencyConflict("this Idempotency-Key was used with another request", field="Idempotency-Key")
+                raise _conflict()
         return await self._store.by_request(request_key, int(self._clock()))
 
     async def _answer_of(self, task_id: Hash32, stage: str, answer: dict[str, Any] | None, wait_s: float) -> Accepted:
@@ -262,6 +278,10 @@ class Intents:
         if row is None:
             raise NotFound("no such task", taskId=hex0x(task_id))
         return row
+
+
+def _conflict() -> IdempotencyConflict:
+    return IdempotencyConflict("this Idempotency-Key was used with another request", field="Idempotency-Key")
 
 
 def raise_failure(answer: Mapping[str, Any]) -> None:

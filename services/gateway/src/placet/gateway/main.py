@@ -50,6 +50,7 @@ class Gateway:
             store=self.store,
             aggregators=trusted_keys(settings.trusted_aggregators, "trusted_aggregators"),
             settlements=trusted_keys(settings.trusted_settlements, "trusted_settlements"),
+            instance_id=settings.instance_id,
         )
         self._batcher = Batcher(
             bus=resources.bus,
@@ -91,7 +92,7 @@ class Gateway:
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
-        await asyncio.gather(self.policies.start(), self._results.start(), self._insight.start())
+        await asyncio.gather(self.policies.start(), self._results.start(self._batcher.send), self._insight.start())
         listener = socket.socket(socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self._settings.host, self._settings.port))

@@ -149,9 +149,12 @@ def parse_intent_request(raw: bytes) -> IntentRequest:
                 _text(entry["uri"], f"{field}/uri", limits.MAX_ATTACHMENT_URI_BYTES),
             )
         )
+    intent = parse_intent(body["intent"])
+    if submit == "relay" and intent.value:
+        raise InvalidInput("/intent/value: a relayed intent carries no value; its sender submits it", field="/intent/value")
     return IntentRequest(
         policy_client=address_from(body["policyClient"], field="/policyClient"),
-        intent=parse_intent(body["intent"]),
+        intent=intent,
         signature=signature,
         args=parse_args(body.get("args")),
         attachments=tuple(parsed),

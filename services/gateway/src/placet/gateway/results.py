@@ -5,35 +5,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from placet.core import jsonx, limits, topics, wire
 from placet.core.batch import BatchContext
-from placet.core.bus import Bus, Record, Subscription
+from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, TopicPartition, next_offsets
 from placet.core.bus.tracing import processing
+from placet.core.db import DATABASE_ERRORS
 from placet.core.envelope import Kind, Message, open_envelope
 from placet.core.errors import InvalidInput, PlacetError, VerificationFailed
 from placet.core.evm import contracts
 from placet.core.evm.reader import BlockState, ChainReader
-from placet.core.messages import AttestationGroup, DecidedTask, positions_of
+from placet.core.evm.rpc import RpcError
+from placet.core.messages import AttestationGroup, DecidedTask, TaskFailure, positions_of
 from placet.core.types import Certificate, Hash32, Leaf, OperatorSet, Task, hex0x
 from placet.gateway.store import Store
 from placet.verify import verify_group
 
 log = logging.getLogger(__name__)
 
-_KEEP_S = limits.BATCH_LIFETIME_S + 15
+_ORPHAN_S = 15
+"""A batch this old of which a task is open belongs to nobody if this replica does not know it: its replica is gone."""
+_SWEEP_S = 5.0
+_HOPELESS_S = 3600
+"""When a node still does not know a batch's reference block, it never will."""
+_LATER: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *DATABASE_ERRORS)
+SETTLEMENT_GROUP = "gateway.settlements"
+
+Resend = Callable[[BatchContext, bytes], Awaitable[None]]
 
 
 class _Pending:
     """A batch this replica sent, or found open when it started."""
 
-    def __init__(self, context: BatchContext, operators: OperatorSet, quorum_of_task: list[int], sent_at: float) -> None:
+    def __init__(self, context: BatchContext, operators: OperatorSet, quorum_of_task: list[int]) -> None:
         self.context = context
         self.operators = operators
         self.quorum_of_task = quorum_of_task
-        self.sent_at = sent_at
         self.open = set(range(len(context.task_ids)))
 
 
@@ -48,6 +57,7 @@ class Results:
         store: Store,
         aggregators: frozenset[bytes],
         settlements: frozenset[bytes] = frozenset(),
+        instance_id: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._bus = bus
@@ -55,15 +65,17 @@ class Results:
         self._store = store
         self._aggregators = aggregators
         self._settlements = settlements
+        self._instance_id = instance_id
         self._clock = clock
         self._pending: dict[Hash32, _Pending] = {}
         self._waiters: dict[Hash32, list[asyncio.Future[dict[str, Any]]]] = {}
         self.subscription: Subscription | None = None
+        self._settled: Subscription | None = None
 
     def expect(self, context: BatchContext, state: BlockState) -> None:
         """Look out for the results of a batch."""
         quorums = [state.pins[task.policy_client].quorum_bps for task in context.batch.tasks]
-        self._pending[context.id] = _Pending(context, state.operators, quorums, self._clock())
+        self._pending[context.id] = _Pending(context, state.operators, quorums)
 
     def waiter(self, task_id: Hash32) -> asyncio.Future[dict[str, Any]]:
         """A future for the task's answer. Ask before the batch can have been answered."""
@@ -79,58 +91,107 @@ class Results:
         if not waiting:
             self._waiters.pop(task_id, None)
 
-    async def start(self) -> None:
-        """Find tasks left open by an earlier run, subscribe, and read what came meanwhile."""
-        since = int(self._clock()) - _KEEP_S
-        await self._recover(since)
-        self.subscription = await self._bus.subscribe([topics.ATTESTATIONS, topics.SETTLEMENTS], None, from_beginning=False)
-        partitions = [*self._bus.partitions(topics.ATTESTATIONS), *self._bus.partitions(topics.SETTLEMENTS)]
-        starts: dict[Any, int | None] = dict(await self._bus.offsets_at(partitions, since * 1000))
-        for records in (await self._bus.read_many_to_end(starts)).values():
-            for record in records:
-                await self._take(record)
+    async def start(self, resend: Resend) -> None:
+        """Subscribe, then take up every batch that an earlier run left open, however long ago.
 
-    async def _recover(self, since: int) -> None:
-        rows = await self._store.open_tasks(since)
-        for row in rows:
-            if not row.batch:
+        One that was recorded and never published is published now if operators would still take it (`resend`), and failed if not.
+        """
+        self.subscription = await self._bus.subscribe([topics.ATTESTATIONS], None, from_beginning=False)
+        self._settled = await self._bus.subscribe([topics.SETTLEMENTS], SETTLEMENT_GROUP, instance_id=self._instance_id)
+        await self._take_up(await self._store.open_batches(int(self._clock())), resend)
+
+    async def _take_up(self, batch_ids: Sequence[Hash32], resend: Resend | None = None) -> None:
+        """Read what was published of batches whose results this replica has not followed."""
+        batches: dict[Hash32, tuple[BatchContext, bytes]] = {}
+        for batch_id in batch_ids:
+            payload = await self._store.batch_of(batch_id)
+            if payload is None:
                 continue
-            batch, relays = wire.decode_batch(row.batch)
-            reader = self._chains.get(batch.chain_id)
-            if reader is None:
-                continue
+            context = BatchContext.of(*wire.decode_batch(payload))
             try:
-                context = BatchContext.of(batch, relays)
-                self.expect(context, await reader.at(batch.block_hash, clients=context.clients()))
-            except (PlacetError, KeyError) as error:
-                log.warning("an open batch could not be taken up again: %s", error)
+                reader = self._chains[context.batch.chain_id]
+                self.expect(context, await reader.at(context.batch.block_hash, clients=context.clients()))
+            except (PlacetError, RpcError, KeyError) as error:
+                log.warning("batch %s cannot be taken up again: %s", hex0x(batch_id), error)
+                if self._clock() > context.batch.timestamp + _HOPELESS_S:
+                    await self._fail(_Pending(context, OperatorSet(0, ()), []), "what was decided cannot be checked any more")
+                continue
+            batches[batch_id] = context, payload
+        if not batches:
+            return
+        since = min(context.batch.timestamp for context, _ in batches.values()) - limits.CLOCK_SKEW_PAST_S
+        log.info("%d open batches taken up again", len(batches))
+        if resend is not None:
+            published = {record.key for record in await self._read(topics.TASKS, batches, since)}
+            for batch_id, (context, payload) in batches.items():
+                if batch_id in published:
+                    continue
+                if self._clock() < context.batch.timestamp + limits.CLOCK_SKEW_PAST_S - 1:
+                    await resend(context, payload)
+                else:
+                    await self._fail(self._pending[batch_id], "the gateway stopped before it could publish the task; ask again")
+        for record in await self._read(topics.ATTESTATIONS, batches, since):
+            await self._take(record)
+
+    async def _read(self, topic: str, batch_ids: Iterable[Hash32], since: int) -> list[Record]:
+        """What a topic holds of some batches since a time."""
+        wanted = frozenset(batch_ids)
+        partitions = {TopicPartition(topic, self._bus.partition_for(topic, batch_id)) for batch_id in wanted}
+        starts: dict[TopicPartition, int | None] = dict(await self._bus.offsets_at(partitions, since * 1000))
+        found = await self._bus.read_many_to_end(starts)
+        return [record for records in found.values() for record in records if record.key in wanted]
 
     async def run(self) -> None:
-        """Follow the topic until cancelled."""
+        """Follow the topics until cancelled."""
         assert self.subscription is not None
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._expire())
+            group.create_task(self._sweep())
+            group.create_task(self._follow_settlements())
             async for records in self.subscription:
                 for record in records:
-                    await self._take(record)
+                    await self._patiently(self._take, record)
 
     async def stop(self) -> None:
         """Stop following."""
-        if self.subscription is not None:
-            await self.subscription.close()
+        for subscription in (self.subscription, self._settled):
+            if subscription is not None:
+                await subscription.close()
 
-    async def _expire(self) -> None:
+    async def _patiently(self, handler: Callable[[Record], Awaitable[None]], record: Record) -> None:
+        """A result is not lost because the database is away."""
         while True:
-            await asyncio.sleep(1.0)
-            now = self._clock()
-            for batch_id, pending in list(self._pending.items()):
-                if now > pending.sent_at + _KEEP_S:
-                    self._pending.pop(batch_id)
+            try:
+                await handler(record)
+                return
+            except DATABASE_ERRORS as error:
+                log.warning("%s waits: %s", record.topic, error)
+                await asyncio.sleep(0.5)
+
+    async def _sweep(self) -> None:
+        """End what nobody else ends: tasks without a result long after the last moment for one, and those of replicas that are gone."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            try:
+                await self.sweep()
+            except _LATER as error:
+                log.warning("sweeping waits: %s", error)
+
+    async def sweep(self) -> None:
+        """One round of it."""
+        now = self._clock()
+        orphans = await self._store.open_batches(int(now) - _ORPHAN_S)
+        await self._take_up([batch_id for batch_id in orphans if batch_id not in self._pending])
+        for pending in list(self._pending.values()):
+            if now > pending.context.batch.timestamp + limits.RESULT_WITHIN_S:
+                await self._fail(pending, "no result in time")
+
+    async def _fail(self, pending: _Pending, message: str) -> None:
+        """The typed failure of a batch's open tasks, for those that have no result yet."""
+        failures = [TaskFailure(at, pending.context.task_ids[at], "timeout", message, True, ()) for at in sorted(pending.open)]
+        await self._conclude([(failure.task_id, "failed", failed_answer(failure), int(self._clock())) for failure in failures])
+        self._pending.pop(pending.context.id, None)
 
     async def _take(self, record: Record) -> None:
-        if record.topic == topics.SETTLEMENTS:
-            await self._settled(record)
-            return
         pending = self._pending.get(Hash32(record.key or b""))
         if pending is None:
             return  # another replica's
@@ -148,12 +209,24 @@ class Results:
             except (InvalidInput, VerificationFailed) as error:
                 log.warning("attestation ignored: %s", error)
 
-    async def _settled(self, record: Record) -> None:
-        """Note what settlement says of a task of this gateway."""
-        with processing(record, None):
-            await self._note_settlement(record)
+    # --- what settlement says
+
+    async def _follow_settlements(self) -> None:
+        """Each event is noted once by some replica, also those that came while none was there."""
+        assert self._settled is not None
+        async for records in self._settled:
+            for record in records:
+                with processing(record, SETTLEMENT_GROUP):
+                    await self._patiently(self._note_settlement, record)
+            try:
+                await self._settled.commit(next_offsets(records))
+            except NotAssigned:
+                pass  # noted again by whoever reads them next, with the same words
+            except BusError as error:
+                log.warning("commit: %s", error)
 
     async def _note_settlement(self, record: Record) -> None:
+        """Note what settlement says of a task."""
         try:
             message = open_envelope(
                 record.value or b"",
@@ -176,6 +249,7 @@ class Results:
     async def _apply(self, pending: _Pending, message: Message) -> None:
         context = pending.context
         answers: list[tuple[Hash32, str, dict[str, Any], int]] = []
+        ended: set[int] = set()
         if message.kind is Kind.ATTESTATION_GROUP:
             group = wire.decode_attestation_group(message.payload)
             fresh = {item.task for item in group.decided} & pending.open
@@ -204,19 +278,23 @@ class Results:
                 if item.task in fresh:
                     answer = certified_answer(context, group, item, index, proof, quorum)
                     answers.append((item.leaf.task_id, "certified", answer, item.leaf.expiration))
-                    pending.open.discard(item.task)
+                    ended.add(item.task)
         else:
             for failure in wire.decode_group_failure(message.payload).failures:
                 if failure.task in pending.open and failure.task_id == context.task_ids[failure.task]:
-                    pending.open.discard(failure.task)
+                    ended.add(failure.task)
                     answers.append((failure.task_id, "failed", failed_answer(failure), int(self._clock())))
-        await self._store.set_results(answers)
-        for task_id, _, answer, _ in answers:
+        await self._conclude(answers)
+        pending.open -= ended
+        if not pending.open:
+            self._pending.pop(context.id, None)
+
+    async def _conclude(self, answers: Sequence[tuple[Hash32, str, dict[str, Any], int]]) -> None:
+        """Write results down, then tell whoever waits what stands."""
+        for task_id, answer in (await self._store.set_results(answers)).items():
             for waiter in self._waiters.pop(task_id, []):
                 if not waiter.done():
                     waiter.set_result(answer)
-        if not pending.open:
-            self._pending.pop(context.id, None)
 
 
 def failed_answer(failure: Any) -> dict[str, Any]:

@@ -111,8 +111,8 @@ class Store:
         clients = frozenset(Address(bytes.fromhex(text)) for text in row.clients.split(",") if text)
         return ApiKey(row.id, row.secret_sha256, row.name, clients, row.requests_per_s, row.cpu_ms_per_s)
 
-    async def add_tasks(self, rows: Sequence[TaskRow]) -> None:
-        """Record tasks before their batch is published."""
+    async def add_tasks(self, rows: Sequence[TaskRow]) -> bool:
+        """Record the tasks of one batch before it is published: all, or none and False when one of the ids is taken by another batch."""
         values = [
             {
                 "task_id": row.task_id,
@@ -128,15 +128,27 @@ class Store:
             }
             for row in rows
         ]
-        async with self._engine.begin() as connection:
+        ours = sa.select(sa.func.count()).where(_TASK.c.task_id.in_([row.task_id for row in rows]), _TASK.c.batch_id == rows[0].batch_id)
+        async with self._engine.connect() as connection, connection.begin() as transaction:
             await connection.execute(insert_new(_TASK, connection.dialect), values)
+            if (await connection.execute(ours)).scalar_one() == len(rows):
+                return True
+            await transaction.rollback()
+            return False
 
-    async def set_results(self, results: Sequence[tuple[Hash32, str, dict[str, Any], int]]) -> None:
-        """(task id, stage, result, expires at) of tasks that ended; the first result of a task stands."""
+    async def set_results(self, results: Sequence[tuple[Hash32, str, dict[str, Any], int]]) -> dict[Hash32, dict[str, Any]]:
+        """(task id, stage, result, expires at) of tasks that ended. The first result of a task stands: returns what stands."""
+        standing: dict[Hash32, dict[str, Any]] = {}
         async with self._engine.begin() as connection:
             for task_id, stage, result, expires_at in results:
                 update = sa.update(_TASK).where(_TASK.c.task_id == task_id, _TASK.c.result.is_(None))
-                await connection.execute(update.values(stage=stage, result=orjson.dumps(result).decode(), expires_at=expires_at))
+                values = {"stage": stage, "result": orjson.dumps(result).decode(), "expires_at": expires_at}
+                if (await connection.execute(update.values(**values))).rowcount == 1:
+                    standing[task_id] = result
+                    continue
+                found = (await connection.execute(sa.select(_TASK.c.result).where(_TASK.c.task_id == task_id))).scalar_one_or_none()
+                standing[task_id] = result if found is None else orjson.loads(found)
+        return standing
 
     async def set_settlement(self, task_id: Hash32, settlement: dict[str, Any]) -> None:
         """What settlement says of a relayed task; a final state is not overwritten by an earlier one that was delivered late."""
@@ -182,11 +194,17 @@ class Store:
         """The newest task of a request, whatever became of it."""
         return await self._one(sa.select(_TASK).where(_TASK.c.request_key == request_key).order_by(_TASK.c.created_at.desc()).limit(1))
 
-    async def open_tasks(self, since: int) -> list[TaskRow]:
-        """Tasks without a result, created at `since` (unix seconds) or later."""
-        query = sa.select(_TASK).where(_TASK.c.result.is_(None), _TASK.c.created_at >= since)
+    async def open_batches(self, until: int) -> list[Hash32]:
+        """Batches of which a task has no result, made at `until` (unix seconds) or earlier; oldest first."""
+        query = (
+            sa.select(_TASK.c.batch_id)
+            .where(_TASK.c.stage == "submitted", _TASK.c.created_at <= until)
+            .group_by(_TASK.c.batch_id)
+            .order_by(sa.func.min(_TASK.c.created_at))
+            .limit(1000)
+        )
         async with self._engine.connect() as connection:
-            return [_row(row) for row in (await connection.execute(query)).all()]
+            return [Hash32(row.batch_id) for row in (await connection.execute(query)).all()]
 
     async def _one(self, query: Any) -> TaskRow | None:
         async with self._engine.connect() as connection:
