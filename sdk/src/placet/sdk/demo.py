@@ -9,16 +9,19 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+from aiohttp import web
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from placet.core.evm.contracts import encode_call
 from placet.core.evm.rpc import RpcClient
+from placet.core.messages import TaskObservation
 from placet.core.types import Address, address_from, hex0x
 from placet.sdk.client import Client
 from placet.sdk.devservices.anvil import Anvil
-from placet.sdk.devservices.process import repository
+from placet.sdk.devservices.process import free_ports, repository
 from placet.sdk.local.chain import ChainError, DevChain
 from placet.sdk.local.network import LocalNetwork, LocalOptions
 from placet.sdk.packs import load_pack
@@ -39,12 +42,46 @@ def expect(condition: bool, what: str) -> None:
         raise DemoFailed(what)
 
 
+class ListServer:
+    """A published list of sanctioned addresses, on loopback. `tampered` shows every fourth reader a list without them."""
+
+    def __init__(self) -> None:
+        self.port = free_ports(1)[0]
+        self.served = 0
+        self.tampered = False
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def host(self) -> str:
+        """As a manifest names it."""
+        return f"localhost:{self.port}"
+
+    async def _answer(self, _: web.Request) -> web.Response:
+        self.served += 1
+        others = [f"0x{number:040x}" for number in range(1, 6)]
+        clean = self.tampered and self.served % 4 == 0
+        return web.json_response(others if clean else [*others, SANCTIONED])
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/list.json", self._answer)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+
 class Story:
     """The chapters, over one network."""
 
-    def __init__(self, network: LocalNetwork, say: Print) -> None:
+    def __init__(self, network: LocalNetwork, say: Print, server: ListServer) -> None:
         self.network = network
         self.say = say
+        self.server = server
         self.alice = network.accounts[3]
         self.vault = Address(bytes(20))
         self.token = Address(bytes(20))
@@ -152,6 +189,8 @@ class Story:
         for span in sorted(finished, key=lambda item: item.start_time or 0):
             service = span.resource.attributes.get("service.instance.id", "")
             at, took = ((span.start_time or 0) - first) / 1e6, ((span.end_time or 0) - (span.start_time or 0)) / 1e6
+            if took < 1.0:
+                continue  # every hop is in the trace; shown are those that take time
             self.say(f"    {at:7.1f} ms  {took:7.1f} ms  {service!s:<12} {span.name}")
 
     async def denied(self, client: Client) -> None:
@@ -159,7 +198,7 @@ class Story:
         answer = await self.ask(client, 10, SANCTIONED)
         expect(answer["decision"] == "deny", "a blocked receiver was allowed")
         for reason in answer["reasons"]:
-            self.say(f"  decision     deny: {reason['message']}")
+            self.say(f"  decision     deny: {_with_place(reason)}")
         leaf, root = answer["attestation"]["leaf"], answer["attestation"]["certificate"]["root"]
         self.say(f"  signed       leaf {leaf['taskId']} allow=false, certificate root {root[:18]}…")
         await self.refused(answer, "IntentDenied", "the denial, sent to the vault")
@@ -219,7 +258,58 @@ class Story:
         await asyncio.sleep(0.3)
         answer = await self.ask(client, 800, hex0x(self.alice))
         expect(answer["decision"] == "deny", "800 is above the new limit")
-        self.say(f"  decision     deny: {answer['reasons'][0]['message']}")
+        self.say(f"  decision     deny: {_with_place(answer['reasons'][0])}")
+
+    async def screened(self, client: Client) -> None:
+        """A policy over data: a JavaScript component fetches a published list, at every operator."""
+        started = time.perf_counter()
+        params = {"list_url": f"http://{self.server.host}/list.json", "min_entries": 5}
+        bundle = load_pack(repository() / "policies" / "sanctions-screen", params=params, allowed_hosts=[self.server.host]).bundle
+        await self.network.publish(bundle)
+        await self.network.chain.send(self.network.owner, self.vault, encode_call("setPolicy(bytes32)", bundle.id))
+        await asyncio.sleep(0.3)
+        took = time.perf_counter() - started
+        self.say(f"  the vault's owner sets policy {hex0x(bundle.id)[:18]}… (sanctions-screen; admitted in {took:.1f} s)")
+        clean = await self.ask(client, 5, hex0x(self.alice))
+        expect(clean["decision"] == "allow", f"a clean receiver was refused: {clean['reasons']}")
+        sent = await self.execute(clean)
+        self.say(f"  clean receiver       allow, executed with gas {sent.gas_used:,}")
+        denied = await self.ask(client, 5, SANCTIONED)
+        expect(denied["decision"] == "deny", "a listed receiver was allowed")
+        for reason in denied["reasons"]:
+            self.say(f"  listed receiver      deny: {_with_place(reason)}")
+
+    async def one_lies(self, client: Client) -> None:
+        """One operator reports other data; the result stands, and its signature is missing from nothing that matters."""
+        if self.network.options.separate:
+            self.server.tampered = True
+            self.say("  the list's server now shows every fourth reader a list without the address")
+        else:
+            _make_liar(self.network.inside("operator-3"))
+            self.say("  operator-3 now reports that nobody is listed, whatever it fetched")
+        before = self.server.served
+        denied = await self.ask(client, 6, SANCTIONED)
+        expect(denied["decision"] == "deny", "one lie cleared a listed receiver")
+        signers = bin(int(denied["attestation"]["signers"], 16)).count("1")
+        fetched = self.server.served - before
+        self.say(f"  {fetched} operators fetched the list; still deny, signed by {signers} of {len(self.network.operators)}")
+
+
+def _with_place(reason: dict[str, Any]) -> str:
+    place = f"  ({reason['file']}:{reason['line']})" if "file" in reason else ""
+    return f"{reason['message']}{place}"
+
+
+def _make_liar(operator: Any) -> None:
+    """Make an operator of this process report data that it did not see."""
+    components = operator.service._observer
+    genuine = components.observe
+
+    async def observe(*arguments: Any) -> TaskObservation:
+        seen: TaskObservation = await genuine(*arguments)
+        return replace(seen, outputs=tuple(b'{"sanctions":{"entries":6,"listed":[]}}' for _ in seen.outputs))
+
+    components.observe = observe
 
 
 async def tell(options: LocalOptions, say: Print) -> None:
@@ -227,10 +317,12 @@ async def tell(options: LocalOptions, say: Print) -> None:
     spans = None if options.separate else InMemorySpanExporter()
     started = time.perf_counter()
     say("Placet: four operators, one certificate, one contract that checks it. Development keys, a development chain.")
-    async with LocalNetwork(replace(options, span_exporter=spans)) as network:
+    server = ListServer()
+    options = replace(options, span_exporter=spans, allow_private_hosts=(*options.allow_private_hosts, server.host))
+    async with server, LocalNetwork(options) as network:
         say(f"network up in {time.perf_counter() - started:.1f} s, chain {options.chain_id}")
         say(f"  gateway {network.gateway_url}, EVM node {network.anvil.url}")
-        story = Story(network, say)
+        story = Story(network, say, server)
         async with network.client() as client:
             say("\n0. A vault whose assets leave only by attested intents")
             await story.set_up()
@@ -244,4 +336,8 @@ async def tell(options: LocalOptions, say: Print) -> None:
             await story.one_of_many(client)
             say("\n5. The policy changes; no contract is redeployed")
             await story.new_limit(client)
+            say("\n6. A policy over data: a WebAssembly component screens the receiver at every operator")
+            await story.screened(client)
+            say("\n7. One operator lies about its data; the result stands")
+            await story.one_lies(client)
     say(f"\nall as told, in {time.perf_counter() - started:.1f} s")

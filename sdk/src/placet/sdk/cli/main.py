@@ -7,7 +7,7 @@ import sys
 import click
 
 from placet.core.errors import PlacetError
-from placet.sdk.cli import bus, intent, local, operator, verify
+from placet.sdk.cli import bus, intent, local, operator, policy, verify
 
 
 class _Commands(click.Group):
@@ -34,6 +34,7 @@ def cli() -> None:
 cli.add_command(local.up)
 cli.add_command(local.demo)
 cli.add_command(intent.intent)
+cli.add_command(policy.policy)
 cli.add_command(operator.operator)
 cli.add_command(verify.verify)
 cli.add_command(bus.kafka)
