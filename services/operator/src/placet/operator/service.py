@@ -10,14 +10,16 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from placet.core import limits, topics, wire
 from placet.core.agreement import Agreement, Group, agree, whole_batch
 from placet.core.batch import BatchContext, quorum_of
 from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, TopicPartition
 from placet.core.bus.tracing import processing
+from placet.core.db import DATABASE_ERRORS
 from placet.core.decision import early_denial
 from placet.core.digests import action_key, leaf_struct_hash
 from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
@@ -33,7 +35,7 @@ from placet.core.proposals import open_observations
 from placet.core.senders import is_signed_by
 from placet.core.telemetry import metrics, names
 from placet.core.telemetry.scope import tracer
-from placet.core.types import ZERO_HASH, Address, Certificate, Hash32, hex0x
+from placet.core.types import ZERO_HASH, Address, Certificate, Hash32, TaskBatch, hex0x
 from placet.operator.evaluation import Evaluator, TaskToDecide
 from placet.operator.evidence_store import EvidenceStore
 from placet.operator.observing import ObservationFailed, Observer
@@ -84,6 +86,18 @@ class _Refused(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+T = TypeVar("T")
+_PASSED_ON: tuple[type[Exception], ...] = (_Refused, *DATABASE_ERRORS)
+_TROUBLE: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *_PASSED_ON)
+
+
+def _why_not(error: Exception) -> tuple[str, str]:
+    """Code and text of an abstention. A defect's text stays here."""
+    if isinstance(error, LeafConflict):
+        return "equivocation_refused", str(error)
+    return ("unavailable", str(error)) if isinstance(error, PlacetError) else ("internal", type(error).__name__)
 
 
 class OperatorService:
@@ -159,7 +173,7 @@ class OperatorService:
                 log.warning("%s: record dropped: %s", record.topic, error)
                 span.set_attribute("error.type", error.code)
                 await self._bus.publish_dlq(record, error, consumer="operator")
-            except (_Refused, PlacetError, BusError) as error:
+            except _TROUBLE as error:
                 _BATCHES.labels("refused").inc()
                 log.warning("%s: %s", record.topic, error)
                 span.set_attribute("error.type", type(error).__name__)
@@ -190,10 +204,13 @@ class OperatorService:
                 self._runs.pop(batch_id, None)
                 self._proposals.pop(batch_id, None)
             beat += 1
-            if beat % 20 == 0:
-                await self._log.heartbeat(int(now))
-            if beat % 600 == 0:
-                await self._log.prune(int(now))
+            try:
+                if beat % 20 == 0:
+                    await self._log.heartbeat(int(now))
+                if beat % 600 == 0:
+                    await self._log.prune(int(now))
+            except DATABASE_ERRORS as error:
+                log.warning("signing log: %s", error)
 
     @staticmethod
     def _is_over(run: asyncio.Future[_Run | None], now: float) -> bool:
@@ -222,10 +239,11 @@ class OperatorService:
         future: asyncio.Future[_Run | None] = asyncio.get_running_loop().create_future()
         self._runs[context.id] = future
         try:
-            run = await self._begin(context)
-        except (_Refused, Unavailable) as error:
+            run = await self._persistently(batch, lambda: self._begin(context))
+        except (_Refused, Unavailable, RpcError) as error:
             future.set_result(None)
-            if self._clock() < batch.timestamp + limits.BATCH_LIFETIME_S:
+            # Who has answered already does not take it back.
+            if self._clock() < batch.timestamp + limits.BATCH_LIFETIME_S and not await self._has_answered(context):
                 code = error.code if isinstance(error, _Refused) else "unavailable"
                 await self._publish_observation(context, self._all_abstain(context, code, str(error)))
             raise
@@ -234,8 +252,22 @@ class OperatorService:
             raise
         future.set_result(run)
         if run is not None:
-            await self._first_answer(run)
+            await self._persistently(batch, lambda: self._first_answer(run))
             _SECONDS.observe(time.perf_counter() - started)
+
+    async def _persistently(self, batch: TaskBatch, action: Callable[[], Awaitable[T]]) -> T:
+        """Do something that begins with a look at the signing log again, as long as the batch is open and the database is away."""
+        while True:
+            try:
+                return await action()
+            except DATABASE_ERRORS as error:
+                if self._clock() > batch.timestamp + limits.BATCH_LIFETIME_S:
+                    raise
+                log.warning("signing log: %s", error)
+                await asyncio.sleep(0.5)
+
+    async def _has_answered(self, context: BatchContext) -> bool:
+        return any([await self._log.sent(context.id, kind) is not None for kind in (Kind.OBSERVATION, Kind.RESPONSE)])
 
     async def _begin(self, context: BatchContext) -> _Run | None:
         """Check a batch as a whole: time, chain, validator, reference block, epoch, policy."""
@@ -359,9 +391,10 @@ class OperatorService:
         deadline = context.batch.timestamp + context.batch.observe_for_ms / 1000
         spared = {item.task for item in run.abstentions}
         indices = [index for index in range(len(context.batch.tasks)) if index not in spared]
-        results = await asyncio.gather(
-            *(self._observer.observe(run.loaded, context, index, run.state, deadline) for index in indices), return_exceptions=True
-        )
+        with tracer("placet.operator").start_as_current_span(names.OBSERVE, attributes={names.BATCH_TASKS: len(indices)}):
+            results = await asyncio.gather(
+                *(self._observer.observe(run.loaded, context, index, run.state, deadline) for index in indices), return_exceptions=True
+            )
         seen: list[TaskObservation] = []
         missed = list(run.abstentions)
         for index, result in zip(indices, results, strict=True):
@@ -434,7 +467,7 @@ class OperatorService:
         run = future.result()
         if run is not None and not run.proposal.done():
             run.proposal.set_result(message)
-            await self._answer_proposal(run, message)
+            await self._persistently(run.context.batch, lambda: self._answer_proposal(run, message))
 
     async def _answer_proposal(self, run: _Run, message: Message) -> None:
         digest = Hash32(keccak256(message.payload))
@@ -469,11 +502,13 @@ class OperatorService:
                 continue
             try:
                 groups.append(await self._sign_group(run, agreement, group, observations))
-            except (Unavailable, LeafConflict) as error:
-                code = "equivocation_refused" if isinstance(error, LeafConflict) else "unavailable"
-                log.warning("batch %s: group abstained from: %s", hex0x(run.id), error)
+            except _PASSED_ON:
+                raise
+            except Exception as error:
+                code, message = _why_not(error)
+                log.warning("batch %s: group abstained from: %s", hex0x(run.id), error, exc_info=error if code == "internal" else None)
                 spared = {item.task for item in abstentions}
-                abstentions += [Abstention(task, code, str(error)) for task in group.tasks if task not in spared]
+                abstentions += [Abstention(task, code, message) for task in group.tasks if task not in spared]
         if not groups and proposal_digest == ZERO_HASH:
             await self._publish_observation(context, self._all_abstain(context, abstentions[0].code, abstentions[0].message))
             return
@@ -524,6 +559,8 @@ class OperatorService:
             await self._log.commit_leaves(entries)
             root, _ = root_and_proofs(leaves)
             certificate = Certificate(root, len(leaves), batch.epoch, batch.timestamp)
+            if self._clock() > batch.timestamp + limits.BATCH_LIFETIME_S:
+                raise _Refused("too_late", "deciding took until it was too late to sign")
             signature = await self._bls.sign_certificate(certificate, batch.chain_id, batch.validator)
         for item in decided:
             _TASKS.labels("allow" if item.leaf.allow else "deny").inc()

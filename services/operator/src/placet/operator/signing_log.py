@@ -92,7 +92,7 @@ class SigningLog:
         """Open the log at `now` (unix seconds). An empty or old log refuses everything stamped before `now` + the skew bound."""
         async with self._engine.begin() as connection:
             row = (await connection.execute(sa.select(_STATE).where(_STATE.c.operator == self._operator))).first()
-            guarded = now + limits.CLOCK_SKEW_FUTURE_S
+            guarded = now + 1 + limits.CLOCK_SKEW_FUTURE_S  # `now` is a whole second, and may just be ending
             if row is None:
                 values = {"operator": self._operator, "created_at": now, "last_active": now, "not_before": guarded}
                 await connection.execute(insert_new(_STATE, connection.dialect).values(**values))
@@ -104,12 +104,28 @@ class SigningLog:
 
     async def _touch(self, connection: AsyncConnection, now: int) -> None:
         newest = sa.case((_STATE.c.last_active > now, _STATE.c.last_active), else_=now)
+        # Only ever raised: a replica that was paused must not undo what another found out meanwhile.
+        guard = sa.case((_STATE.c.not_before > self._not_before, _STATE.c.not_before), else_=self._not_before)
         update = sa.update(_STATE).where(_STATE.c.operator == self._operator)
-        await connection.execute(update.values(last_active=newest, not_before=self._not_before))
+        await connection.execute(update.values(last_active=newest, not_before=guard))
 
     async def heartbeat(self, now: int) -> None:
-        """Note that the log is in use. Call it more often than STALE_AFTER_S."""
+        """Note that the log is in use. Call it more often than STALE_AFTER_S.
+
+        Takes over a later `not_before` of another replica, and one of its own when the log has been idle for long: this replica was
+        paused, or the log is a restored copy.
+        """
         async with self._engine.begin() as connection:
+            row = (await connection.execute(sa.select(_STATE).where(_STATE.c.operator == self._operator))).first()
+            guarded = now + 1 + limits.CLOCK_SKEW_FUTURE_S
+            if row is None:
+                values = {"operator": self._operator, "created_at": now, "last_active": now, "not_before": guarded}
+                await connection.execute(insert_new(_STATE, connection.dialect).values(**values))
+                self._not_before = guarded
+            elif now - int(row.last_active) > STALE_AFTER_S:
+                self._not_before = max(int(row.not_before), guarded)
+            else:
+                self._not_before = max(int(row.not_before), self._not_before)
             await self._touch(connection, now)
 
     async def sent(self, batch_id: Hash32, kind: Kind, proposal_digest: Hash32 = ZERO_HASH) -> bytes | None:
