@@ -19,6 +19,7 @@ from typing import Final
 
 from placet.core.errors import InvalidInput
 from placet.sandbox.manifest import NEWTON_WORLD, Manifest
+from placet.sdk.devservices.process import installing
 from placet.sdk.packs import ComponentSource
 from placet.sdk.policybuild import toolchain
 
@@ -132,18 +133,24 @@ def _python(entry: Path, folder: Path, world: str, built: Path) -> None:
 
 
 def _rust(crate: Path, folder: Path, built: Path) -> None:
-    """A crate with one cdylib that calls `wit_bindgen::generate!` with `path: "wit"`; its `wit` folder is written here."""
-    sources = folder / "source"
-    shutil.copytree(crate, sources, ignore=shutil.ignore_patterns("target", "wit"))
-    shutil.copytree(folder / "wit", sources / "wit")
-    rust = toolchain.rust(sources)
-    arguments: list[str | Path] = [rust.cargo, "build", "--locked", "--release", "--target", "wasm32-unknown-unknown"]
-    arguments += ["-Zbuild-std=std,panic_abort"]
-    toolchain.run_nicely(arguments, what=f"building {crate.name}", cwd=sources, environment=rust.environment)
-    modules = list((Path(rust.environment["CARGO_TARGET_DIR"]) / "wasm32-unknown-unknown" / "release").glob("*.wasm"))
-    name = re.search(r'^name\s*=\s*"([^"]+)"', (sources / "Cargo.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    module = next((path for path in modules if name and path.stem == name[1].replace("-", "_")), None)
-    if module is None:
-        raise InvalidInput('the crate makes no .wasm: [lib] crate-type = ["cdylib"] wanted in Cargo.toml', field="path")
-    wasm_tools = toolchain.python_command("wasm-tools")
-    toolchain.run_nicely([wasm_tools, "component", "new", module, "-o", built], what=f"making a component of {crate.name}")
+    """A crate with one cdylib that calls `wit_bindgen::generate!` with `path: "wit"`; its `wit` folder is written here.
+
+    It is built at one place under .tools, so that the compiler's flags, and with them the standard library it has built, stay the same.
+    """
+    found = re.search(r'^name\s*=\s*"([A-Za-z0-9_-]+)"', (crate / "Cargo.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise InvalidInput("Cargo.toml: the package has no name", field="path")
+    rust = toolchain.rust()
+    with installing("rust-build"):
+        sources = rust.sources / found[1]
+        shutil.rmtree(sources, ignore_errors=True)
+        shutil.copytree(crate, sources, ignore=shutil.ignore_patterns("target", "wit"))
+        shutil.copytree(folder / "wit", sources / "wit")
+        arguments: list[str | Path] = [rust.cargo, "build", "--locked", "--release", "--target", "wasm32-unknown-unknown"]
+        arguments += ["-Zbuild-std=std,panic_abort"]
+        toolchain.run_nicely(arguments, what=f"building {found[1]}", cwd=sources, environment=rust.environment)
+        module = rust.target / "wasm32-unknown-unknown" / "release" / f"{found[1].replace('-', '_')}.wasm"
+        if not module.exists():
+            raise InvalidInput('the crate makes no .wasm: [lib] crate-type = ["cdylib"] wanted in Cargo.toml', field="path")
+        wasm_tools = toolchain.python_command("wasm-tools")
+        toolchain.run_nicely([wasm_tools, "component", "new", module, "-o", built], what=f"making a component of {found[1]}")

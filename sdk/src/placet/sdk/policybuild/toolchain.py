@@ -70,10 +70,13 @@ def python_command(name: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Rust:
-    """A compiler for wasm32 with its standard library built from source."""
+    """A compiler for wasm32 with its standard library built from source. `sources` is where crates are copied to, `target` where
+    cargo writes."""
 
     cargo: str
     environment: Mapping[str, str]
+    sources: Path
+    target: Path
 
 
 def _rust_pins() -> dict[str, str]:
@@ -110,9 +113,11 @@ def _unpacked_rust() -> Path:
     return root.resolve()
 
 
-def rust(folder: Path) -> Rust:
-    """The compiler; `folder` is the crate's, whose path is kept out of the bytes."""
+def rust() -> Rust:
+    """The compiler, unpacked when it is not there. Paths of this machine are kept out of the bytes."""
     root = _unpacked_rust()
+    sources, target = tools_folder() / "rust-sources", tools_folder() / "rust-target"
+    sources.mkdir(parents=True, exist_ok=True)
     sysroot = run_tool(["rustup", "run", "stable", "rustc", "--print", "sysroot"], what="looking for rust-lld").strip()
     cargo = run_tool(["rustup", "which", "--toolchain", "stable", "cargo"], what="looking for cargo").strip()
     home = os.environ.get("CARGO_HOME") or str(Path.home() / ".cargo")
@@ -120,7 +125,7 @@ def rust(folder: Path) -> Rust:
         f"-Clinker={sysroot}/lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld",
         "-Clinker-flavor=wasm-ld",
         f"--remap-path-prefix={home}=/cargo",
-        f"--remap-path-prefix={folder.resolve()}=/component",
+        f"--remap-path-prefix={sources.resolve()}=/component",
         f"--remap-path-prefix={root}=/toolchain",
     ]
     environment = {
@@ -129,6 +134,6 @@ def rust(folder: Path) -> Rust:
         "RUSTC": f"{root}/usr/bin/rustc",
         "RUSTC_BOOTSTRAP": "1",
         "RUSTFLAGS": " ".join(flags),
-        "CARGO_TARGET_DIR": str(tools_folder() / "rust-target"),
+        "CARGO_TARGET_DIR": str(target),
     }
-    return Rust(cargo, environment)
+    return Rust(cargo, environment, sources, target)
