@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from placet.core.errors import Unavailable, VerificationFailed
 from placet.core.evm import contracts
-from placet.core.evm.rpc import Block, RpcClient, RpcError, call_request
+from placet.core.evm.rpc import Block, RpcClient, RpcError, block_of, call_request
 from placet.core.keccak import keccak256
-from placet.core.types import Address, Hash32, OperatorSet, Ordering, Pins
+from placet.core.types import Address, Hash32, OperatorSet, Ordering, Pins, hex0x
 
 _CACHED_SETS = 64
+_CACHED_BLOCKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class ChainReader:
         self.rpc = rpc
         self.deployment = deployment
         self._sets: OrderedDict[bytes, OperatorSet] = OrderedDict()
+        self._bases: OrderedDict[Hash32, tuple[Block, int, int, OperatorSet]] = OrderedDict()
 
     async def latest_block(self, back: int = 0) -> Block:
         """The newest block, or the one `back` before it (as a reference it is less likely to be reorganised away)."""
@@ -66,25 +68,17 @@ class ChainReader:
             Unavailable: no node answers, or none knows the block.
             VerificationFailed: the registry's answers do not hold together.
         """
-        block = await self.rpc.block_by_hash(block_hash)
-        if block is None:
-            raise Unavailable("the node does not know the reference block", field="blockHash")
-        registry = self.deployment.operator_registry
+        block, epoch, min_epoch, operators = await self._base(block_hash)
         clients, pairs = list(dict.fromkeys(clients)), list(dict.fromkeys(sequences))
-        requests = [
-            call_request(registry, contracts.CURRENT_EPOCH, block_hash=block_hash),
-            call_request(registry, contracts.selector("minEpoch()"), block_hash=block_hash),
-        ]
-        requests += [call_request(client, contracts.PLACET_PINS, block_hash=block_hash) for client in clients]
+        requests = [call_request(client, contracts.PLACET_PINS, block_hash=block_hash) for client in clients]
         if ordering is not Ordering.FREE:
             requests += [
                 call_request(self.deployment.validator, contracts.sequence_of_call(client, sender, ordering), block_hash=block_hash)
                 for client, sender in pairs
             ]
         answers = await self.rpc.batch_settled(requests)
-        epoch, min_epoch = (contracts.decode_uint(_must(answer)) for answer in answers[:2])
         pins: dict[Address, Pins] = {}
-        for client, answer in zip(clients, answers[2 : 2 + len(clients)], strict=True):
+        for client, answer in zip(clients, answers[: len(clients)], strict=True):
             if not isinstance(answer, RpcError):
                 try:
                     pins[client] = contracts.decode_pins(_must(answer))
@@ -92,9 +86,32 @@ class ChainReader:
                     continue
         counters = {
             pair: 0 if ordering is Ordering.FREE else contracts.decode_uint(_must(answer))
-            for pair, answer in zip(pairs, answers[2 + len(clients) :] if ordering is not Ordering.FREE else pairs, strict=True)
+            for pair, answer in zip(pairs, answers[len(clients) :] if ordering is not Ordering.FREE else pairs, strict=True)
         }
-        return BlockState(block, epoch, min_epoch, await self.operator_set(epoch, block_hash), pins, counters)
+        return BlockState(block, epoch, min_epoch, operators, pins, counters)
+
+    async def _base(self, block_hash: Hash32) -> tuple[Block, int, int, OperatorSet]:
+        """What does not depend on clients, kept by the block's hash: it can never change."""
+        found = self._bases.get(block_hash)
+        if found is not None:
+            self._bases.move_to_end(block_hash)
+            return found
+        registry = self.deployment.operator_registry
+        answers = await self.rpc.batch_settled(
+            [
+                ("eth_getBlockByHash", [hex0x(block_hash), False]),
+                call_request(registry, contracts.CURRENT_EPOCH, block_hash=block_hash),
+                call_request(registry, contracts.selector("minEpoch()"), block_hash=block_hash),
+            ]
+        )
+        if isinstance(answers[0], RpcError) or answers[0] is None:
+            raise Unavailable("the node does not know the reference block", field="blockHash")
+        epoch, min_epoch = (contracts.decode_uint(_must(answer)) for answer in answers[1:])
+        found = (block_of(answers[0]), epoch, min_epoch, await self.operator_set(epoch, block_hash))
+        self._bases[block_hash] = found
+        while len(self._bases) > _CACHED_BLOCKS:
+            self._bases.popitem(last=False)
+        return found
 
     async def operator_set(self, epoch: int, block_hash: Hash32) -> OperatorSet:
         """The operators of an epoch. Cached by the commitment the registry keeps for it, so a reorg cannot leave a wrong set behind."""

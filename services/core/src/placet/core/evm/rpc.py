@@ -168,12 +168,12 @@ class RpcClient:
         Raises:
             RpcError: no such block.
         """
-        return _block(await self.call("eth_getBlockByNumber", [hex(which) if isinstance(which, int) else which, False]))
+        return block_of(await self.call("eth_getBlockByNumber", [hex(which) if isinstance(which, int) else which, False]))
 
     async def block_by_hash(self, block_hash: Hash32) -> Block | None:
         """A block by hash; None when the node does not know it."""
         answer = await self.call("eth_getBlockByHash", [hex0x(block_hash), False])
-        return None if answer is None else _block(answer)
+        return None if answer is None else block_of(answer)
 
     async def eth_call(self, to: Address, data: bytes, *, block_hash: Hash32 | None = None, sender: Address | None = None) -> bytes:
         """A contract read, at a block by its hash (EIP-1898) or at the latest.
@@ -231,7 +231,8 @@ def _bytes(value: Any) -> bytes:
     return bytes.fromhex(value[2:])
 
 
-def _block(answer: Any) -> Block:
+def block_of(answer: Any) -> Block:
+    """A header from a node's answer. Raises RpcError when there is none."""
     if answer is None:
         raise RpcError(-32001, "no such block")
     return Block(
