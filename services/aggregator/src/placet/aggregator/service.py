@@ -14,14 +14,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from placet.aggregator.collection import Collection, check_decided, verify_signature
+from placet.aggregator.collection import Ballot, Collection, check_decided, verify_signature
 from placet.core import limits, topics, wire
 from placet.core.batch import BatchContext, quorum_of
-from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, TopicPartition
+from placet.core.bus import Bus, BusError, BusUnavailable, NotAssigned, Record, Subscription, TopicPartition
 from placet.core.bus.tracing import context_of, fan_in, processing
-from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
+from placet.core.envelope import MAX_ENVELOPE_BYTES, BusSigner, Kind, Message, open_envelope, seal
 from placet.core.errors import InvalidInput, PlacetError, Unavailable, VerificationFailed
 from placet.core.evm.reader import ChainReader
+from placet.core.evm.rpc import RpcError
 from placet.core.gen import authorization_pb2 as pb
 from placet.core.keccak import keccak256
 from placet.core.messages import GroupFailure, Observation, Proposal
@@ -38,6 +39,9 @@ _SECONDS = metrics.histogram("placet_aggregator_certify_seconds", "Time from a b
 _INPUT = (topics.TASKS, topics.OBSERVATIONS, topics.PROPOSALS, topics.RESPONSES, topics.ATTESTATIONS)
 _MAX_MESSAGES = 16
 """Of one operator for one batch: an observation, two responses, and redeliveries of them."""
+_MAX_RESULT_BYTES = MAX_ENVELOPE_BYTES - 4096
+_RETRY_S = 0.25
+_READ_WITHIN_S = 2.0
 _KEEP_S = limits.BATCH_LIFETIME_S + limits.CLOCK_SKEW_PAST_S + 5
 
 
@@ -117,8 +121,15 @@ class AggregatorService:
         """Read what was published for batches that may still be open, before publishing anything for them."""
         wanted = [at for at in partitions if at.topic in (topics.PROPOSALS, topics.ATTESTATIONS)]
         since = int((self._clock() - 2 * _KEEP_S) * 1000)
-        starts: dict[TopicPartition, int | None] = dict(await self._bus.offsets_at(wanted, since))
-        for records in (await self._bus.read_many_to_end(starts)).values():
+        while True:
+            try:
+                starts: dict[TopicPartition, int | None] = dict(await self._bus.offsets_at(wanted, since))
+                found = await self._bus.read_many_to_end(starts)
+                break
+            except BusUnavailable as error:  # without it nothing may be published; no reason to end either
+                log.warning("reading what was published: %s", error)
+                await asyncio.sleep(_RETRY_S)
+        for records in found.values():
             for record in records:
                 self._note_published(record)
 
@@ -218,10 +229,7 @@ class AggregatorService:
         started = time.perf_counter()
         with processing(record, GROUP) as span:
             try:
-                collection = await self._open(record)
-                if collection is None:
-                    actor.closed = True
-                    return
+                collection = await self._open_patiently(actor, record)
                 await self._collect(collection, actor, record)
                 actor.closed = True
                 _SECONDS.observe(time.perf_counter() - started)
@@ -230,12 +238,23 @@ class AggregatorService:
                 span.set_attribute("error.type", error.code)
                 log.warning("batch dropped: %s", error)
                 await self._bus.publish_dlq(record, error, consumer="aggregator")
-            except (PlacetError, BusError) as error:
+            except (PlacetError, BusError, RpcError) as error:
                 # Not closed: its offsets stay uncommitted, so whoever owns the partition next tries again until the batch expires.
                 span.set_attribute("error.type", type(error).__name__)
                 log.error("batch left open: %s", error)
 
-    async def _open(self, record: Record) -> Collection | None:
+    async def _open_patiently(self, actor: _Actor, record: Record) -> Collection:
+        """A node that is away for a moment must not cost a batch its result."""
+        while True:
+            try:
+                return await self._open(record)
+            except (Unavailable, RpcError) as error:
+                if self._clock() > actor.expires:
+                    raise
+                log.warning("batch waits: %s", error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _open(self, record: Record) -> Collection:
         message = open_envelope(record.value or b"", self._gateway_key)
         batch, relays = wire.decode_batch(message.payload)
         context = await asyncio.to_thread(BatchContext.of, batch, relays)
@@ -255,6 +274,8 @@ class AggregatorService:
         batch = collection.context.batch
         observe_until = batch.timestamp + batch.observe_for_ms / 1000
         give_up = min(observe_until + self._timing.respond_within_s, batch.timestamp + limits.BATCH_LIFETIME_S)
+        # After a restart the answers are there and only need to be read.
+        give_up = max(give_up, min(self._clock() + _READ_WITHIN_S, batch.timestamp + limits.CERTIFY_WITHIN_S))
         linger_until: float | None = None
         contributing: list[Record] = []
         while True:
@@ -262,12 +283,10 @@ class AggregatorService:
             if not collection.open_tasks:
                 return
             now = self._clock()
-            for ballot in collection.ready(now, self._timing.straggler_s):
-                group = await asyncio.to_thread(collection.group_of, ballot)
+            too_late = now > batch.timestamp + limits.CERTIFY_WITHIN_S
+            for ballot in [] if too_late else collection.ready(now, self._timing.straggler_s):
                 with fan_in(names.AGGREGATE, contributing or [origin], parent=context_of(origin)):
-                    await self._publish(collection, Kind.ATTESTATION_GROUP, topics.ATTESTATIONS, wire.encode_attestation_group(group))
-                collection.closed |= set(ballot.tasks)
-                _RESULTS.labels("certified").inc(len(ballot.tasks))
+                    await self._certify(collection, ballot)
             if not collection.open_tasks:
                 return
             await self._fail_what_is_lost(collection, now, give_up)
@@ -322,6 +341,15 @@ class AggregatorService:
         # Without data, whole-batch signatures are on their way unless somebody abstained or they disagree.
         return collection.with_outputs or bool(collection.abstentions) or collection.has_heard_all()
 
+    async def _certify(self, collection: Collection, ballot: Ballot) -> None:
+        payload = wire.encode_attestation_group(await asyncio.to_thread(collection.group_of, ballot))
+        if len(payload) > _MAX_RESULT_BYTES:
+            await self._fail(collection, list(ballot.tasks), "too_large", "the decisions of one group do not fit into one message")
+            return
+        await self._publish(collection, Kind.ATTESTATION_GROUP, topics.ATTESTATIONS, payload)
+        collection.closed |= set(ballot.tasks)
+        _RESULTS.labels("certified").inc(len(ballot.tasks))
+
     async def _propose(self, collection: Collection) -> None:
         """Publish the Proposal, unless an earlier one stands (after a restart)."""
         known = self._known_proposals.get(collection.context.id)
@@ -339,7 +367,13 @@ class AggregatorService:
         if not tasks:
             return
         failure = GroupFailure(tuple(collection.failure_of(task, code, message) for task in tasks))
-        await self._publish(collection, Kind.GROUP_FAILURE, topics.ATTESTATIONS, wire.encode_group_failure(failure))
+        payload = wire.encode_group_failure(failure)
+        if len(payload) > _MAX_RESULT_BYTES and len(tasks) > 1:  # many tasks, many operators' reasons
+            half = len(tasks) // 2
+            await self._fail(collection, tasks[:half], code, message)
+            await self._fail(collection, tasks[half:], code, message)
+            return
+        await self._publish(collection, Kind.GROUP_FAILURE, topics.ATTESTATIONS, payload)
         collection.closed |= set(tasks)
         _RESULTS.labels(code).inc(len(tasks))
 
@@ -352,7 +386,15 @@ class AggregatorService:
             payload=payload,
             batch_id=collection.context.id,
         )
-        await self._bus.publish(topic, collection.context.id, envelope)
+        while True:  # what was said may have arrived: nothing else may be said in its place
+            try:
+                await self._bus.publish(topic, collection.context.id, envelope)
+                return
+            except BusUnavailable as error:
+                if self._clock() > collection.context.batch.timestamp + limits.BATCH_LIFETIME_S:
+                    raise
+                log.warning("batch %s: %s", hex0x(collection.context.id), error)
+                await asyncio.sleep(_RETRY_S)
 
     async def _hear(self, collection: Collection, record: Record) -> bool:
         """Take one operator's message. Whatever does not hold is logged and ignored; it silences nobody."""
