@@ -69,7 +69,7 @@ test: ## lint, then every test
 lint: $(VENV)/.dev contracts/node_modules/.installed ## ruff, mypy, import-linter, buf, forge fmt, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(SOURCES) tests tools
+	$(BIN)/mypy $(SOURCES) tests tools bench
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/baseline.binpb
@@ -93,6 +93,12 @@ gas: contracts/node_modules/.installed ## gas ceilings, from receipts
 
 e2e: install-dev ## the story over real Kafka and PostgreSQL
 	$(BIN)/pytest -q tests/e2e
+
+bench: install ## what an intent costs against the floor it cannot go below
+	$(BIN)/python bench/authorization.py
+
+policies: install-dev ## build the packs' components and compare them with those checked in (ACCEPT=1 replaces them)
+	$(BIN)/python -m placet.sdk.policybuild
 
 # --- generated and built things
 

@@ -30,6 +30,10 @@ from placet.gateway.store import Store, TaskRow
 
 log = logging.getLogger(__name__)
 
+_OPEN_BATCHES = 2
+"""Of one policy: more wait for one of them to be decided, as long as `_GATHER_AT_MOST_S`."""
+_GATHER_AT_MOST_S = 0.25
+
 _BATCH_TASKS = metrics.histogram("placet_gateway_batch_tasks", "Tasks a batch.", [], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
 
 
@@ -83,6 +87,7 @@ class Batcher:
         signer: BusSigner,
         store: Store,
         on_batch: OnBatch,
+        is_open: Callable[[Hash32], bool],
         wait_s: float,
         observe_for_ms: int,
         max_waiting: int,
@@ -100,6 +105,8 @@ class Batcher:
         self._clock = clock
         self._queues: dict[tuple[int, Hash32], list[Asked]] = {}
         self._last_closed: dict[tuple[int, Hash32], float] = {}
+        self._is_open = is_open
+        self._sent: dict[tuple[int, Hash32], list[Hash32]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._recent: dict[Hash32, int] = {}
         self._waiting = 0
@@ -126,10 +133,25 @@ class Batcher:
             elif len(queue) == 1:
                 loop = asyncio.get_running_loop()
                 idle = loop.time() - self._last_closed.get(key, float("-inf")) > self._wait_s
-                loop.call_later(0 if idle else self._wait_s, self._close, key)
+                loop.call_later(0 if idle else self._wait_s, self._close_when_due, key, queue, loop.time())
             return await asked.submitted
         finally:
             self._waiting -= 1
+
+    def _close_when_due(self, key: tuple[int, Hash32], queue: list[Asked], since: float) -> None:
+        """Close a queue, unless batches of its policy are still being decided: then it gathers more for a while.
+
+        So the size of batches follows the load: operators sign once a batch, whatever its size.
+        """
+        if self._queues.get(key) is not queue:
+            return  # closed already
+        loop = asyncio.get_running_loop()
+        undecided = [batch_id for batch_id in self._sent.get(key, ()) if self._is_open(batch_id)]
+        self._sent[key] = undecided
+        if len(undecided) >= _OPEN_BATCHES and loop.time() - since < _GATHER_AT_MOST_S:
+            loop.call_later(self._wait_s, self._close_when_due, key, queue, since)
+        else:
+            self._close(key)
 
     def _close(self, key: tuple[int, Hash32]) -> None:
         queue = self._queues.pop(key, [])
@@ -217,6 +239,7 @@ class Batcher:
             await self._publish(key, members)
             return
         self._on_batch(context, state)
+        self._sent.setdefault(key, []).append(context.id)
         await self.send(context, payload)
         _BATCH_TASKS.observe(len(members))
         for position, item in enumerate(members):

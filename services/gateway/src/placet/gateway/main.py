@@ -59,6 +59,7 @@ class Gateway:
             signer=signer,
             store=self.store,
             on_batch=self._results.expect,
+            is_open=self._results.is_open,
             wait_s=settings.batch_wait_ms / 1000,
             observe_for_ms=settings.observe_for_ms,
             max_waiting=settings.max_waiting,

@@ -77,6 +77,10 @@ class Results:
         quorums = [state.pins[task.policy_client].quorum_bps for task in context.batch.tasks]
         self._pending[context.id] = _Pending(context, state.operators, quorums)
 
+    def is_open(self, batch_id: Hash32) -> bool:
+        """Whether a batch of this replica waits for results."""
+        return batch_id in self._pending
+
     def waiter(self, task_id: Hash32) -> asyncio.Future[dict[str, Any]]:
         """A future for the task's answer. Ask before the batch can have been answered."""
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
