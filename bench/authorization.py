@@ -1,8 +1,8 @@
 """What an intent costs, against the floor it cannot go below: measured in one run, so the ratios mean something on any machine.
 
 The floor is the work that no arrangement can avoid for one intent and four operators, one after another on one core: four Rego
-evaluations, four BLS
-signatures, four verifications, one aggregate verification, and two round trips to the node. `python bench/authorization.py [--intents N]`.
+evaluations, four BLS signatures, four verifications, one aggregate verification, and two round trips to the node.
+Run `python bench/authorization.py [--intents N]`.
 """
 
 from __future__ import annotations

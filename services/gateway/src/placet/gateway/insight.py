@@ -81,7 +81,7 @@ class Insight:
 
     async def evidence(self, digest: Hash32, key: ApiKey) -> dict[str, Any]:
         """The record behind a decision of this tenant; nobody else's exists for it. Raises NotFound."""
-        row = await self._store.by_evidence(hex0x(digest), key.id)
+        row = await self._store.by_evidence(digest, key.id)
         if row is None or row.result is None:
             raise NotFound("no decision of yours rests on this evidence", evidence=hex0x(digest))
         record = await self._evidence.get(digest)

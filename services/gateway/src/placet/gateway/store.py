@@ -40,6 +40,7 @@ _TASK = sa.Table(
     sa.Column("stage", sa.String(16)),
     sa.Column("result", sa.Text),
     sa.Column("settlement", sa.Text),
+    sa.Column("evidence", sa.LargeBinary(32)),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("expires_at", sa.BigInteger),
 )
@@ -143,6 +144,8 @@ class Store:
             for task_id, stage, result, expires_at in results:
                 update = sa.update(_TASK).where(_TASK.c.task_id == task_id, _TASK.c.result.is_(None))
                 values = {"stage": stage, "result": orjson.dumps(result).decode(), "expires_at": expires_at}
+                if "attestation" in result:
+                    values["evidence"] = bytes.fromhex(result["attestation"]["leaf"]["evidence"][2:])
                 if (await connection.execute(update.values(**values))).rowcount == 1:
                     standing[task_id] = result
                     continue
@@ -167,11 +170,9 @@ class Store:
         """A task of any tenant; for the gateway's own use."""
         return await self._one(sa.select(_TASK).where(_TASK.c.task_id == task_id))
 
-    async def by_evidence(self, evidence: str, tenant: str) -> TaskRow | None:
-        """A tenant's task whose leaf commits to this evidence (0x hex)."""
-        pattern = f'%"evidence":"{evidence}"%'
-        query = sa.select(_TASK).where(_TASK.c.tenant == tenant, _TASK.c.result.like(pattern)).limit(1)
-        return await self._one(query)
+    async def by_evidence(self, evidence: Hash32, tenant: str) -> TaskRow | None:
+        """A tenant's task whose leaf commits to this evidence."""
+        return await self._one(sa.select(_TASK).where(_TASK.c.evidence == evidence, _TASK.c.tenant == tenant).limit(1))
 
     async def batch_of(self, batch_id: Hash32) -> bytes | None:
         """A batch's bytes, as they were published."""

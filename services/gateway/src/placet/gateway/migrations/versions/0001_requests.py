@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("stage", sa.String(16), nullable=False),
         sa.Column("result", sa.Text),
         sa.Column("settlement", sa.Text),
+        sa.Column("evidence", sa.LargeBinary(32), index=True),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
     )
