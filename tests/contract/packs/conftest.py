@@ -87,9 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             pass
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Quiet."""
 
 

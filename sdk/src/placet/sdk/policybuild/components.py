@@ -23,7 +23,7 @@ from placet.sdk.devservices.process import installing
 from placet.sdk.packs import ComponentSource
 from placet.sdk.policybuild import toolchain
 
-DATE_SHIM: Final = "date-shim.mjs"
+NEWTON_SHIM: Final = "newton-shim.mjs"
 _CLOCK: Final = "placet:policydata/clock@1.0.0"
 
 
@@ -109,15 +109,15 @@ def _javascript(entry: Path, folder: Path, world: str, built: Path, *, shim: boo
     shutil.copytree(entry.parent, sources, ignore=shutil.ignore_patterns("node_modules"))
     script = sources / entry.name
     if shim:
-        script.write_text(f"{date_shim()}\n{script.read_text(encoding='utf-8')}", encoding="utf-8")
+        script.write_text(f"{newton_shim()}\n{script.read_text(encoding='utf-8')}", encoding="utf-8")
     arguments: list[str | Path] = [toolchain.quickjs(), "--wit", folder / "wit", "--js", script, "--module-root", sources]
     arguments += ["--world", world, "--sync", "--stub-wasi", "--opt-size", "--output", built]
     toolchain.run_nicely(arguments, what=f"building {entry.name}")
 
 
-def date_shim() -> str:
+def newton_shim() -> str:
     """The shim on one line, so that the lines of what follows keep their numbers but for one."""
-    text = (resources.files("placet.sdk.policybuild") / DATE_SHIM).read_text(encoding="utf-8")
+    text = (resources.files("placet.sdk.policybuild") / NEWTON_SHIM).read_text(encoding="utf-8")
     return " ".join(line.strip() for line in text.splitlines() if not line.lstrip().startswith("//"))
 
 
