@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from placet.core import bls
 from placet.core.errors import InvalidInput, PlacetError, VerificationFailed
 
-SUITE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[2] / "fixtures" / "bls" / "ethereum_bls12_381.json").read_text())
+SUITE: dict[str, list[tuple[str, Any]]] = json.loads((Path(__file__).parents[2] / "fixtures" / "bls" / "ethereum_bls12_381.json").read_text())
 BACKENDS = [pytest.param(bls.BLSPY, id="blspy"), pytest.param(bls.ARKWORKS, id="arkworks")]
 
 
@@ -24,8 +24,7 @@ def unhex(text: str) -> bytes:
 
 
 def cases(handler: str) -> list[Any]:
-    items = SUITE[handler].items() if isinstance(SUITE[handler], dict) else SUITE[handler]
-    return [pytest.param(case["input"], case["output"], id=name) for name, case in items]
+    return [pytest.param(case["input"], case["output"], id=name) for name, case in SUITE[handler]]
 
 
 def test_the_suite_is_whole() -> None:
