@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from placet.core import bls
 from placet.core.errors import InvalidInput, PlacetError, VerificationFailed
 
-SUITE: dict[str, list[tuple[str, Any]]] = json.loads((Path(__file__).parents[2] / "fixtures" / "bls" / "ethereum_bls12_381.json").read_text())
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "bls" / "ethereum_bls12_381.json"
+SUITE: dict[str, dict[str, Any]] = json.loads(FIXTURE.read_text())
 BACKENDS = [pytest.param(bls.BLSPY, id="blspy"), pytest.param(bls.ARKWORKS, id="arkworks")]
 
 
@@ -24,7 +25,7 @@ def unhex(text: str) -> bytes:
 
 
 def cases(handler: str) -> list[Any]:
-    return [pytest.param(case["input"], case["output"], id=name) for name, case in SUITE[handler]]
+    return [pytest.param(case["input"], case["output"], id=name) for name, case in SUITE[handler].items()]
 
 
 def test_the_suite_is_whole() -> None:
