@@ -113,6 +113,12 @@ def test_a_simulation_is_the_same_every_time(pack: Path, intent: Path) -> None:
     assert once == again
 
 
+def test_without_a_node_the_chain_is_the_intents(pack: Path, intent: Path) -> None:
+    intent.write_text(json.dumps({**json.loads(intent.read_bytes()), "chainId": 8453}))
+    shown = document(run("simulate", pack, "--intent", intent, "--output", "json"))
+    assert (shown["decision"], shown["task"]["chainId"], shown["task"]["policyClient"]) == ("allow", 8453, VAULT)
+
+
 def test_a_call_that_the_policy_does_not_govern_is_denied_without_rego(pack: Path, intent: Path) -> None:
     intent.write_text(json.dumps({"from": ALICE, "to": VAULT, "functionSignature": "sweep(address)", "arguments": [ALICE]}))
     shown = document(run("simulate", pack, "--intent", intent, "--output", "json"))

@@ -208,6 +208,8 @@ def _simulate(simulator: Simulator, folder: Path, options: Mapping[str, Any]) ->
     else:
         raw = options["intent_file"].read_bytes()
         intent = read_intent(raw, chain_id=situation.chain_id, deadline=situation.timestamp + pack.bundle.policy.valid_for)
+    if recorded is None and not options["rpc"]:
+        situation = replace(situation, chain_id=intent.chain_id)  # no node says which chain this is
     if situation.policy_client == ZERO_ADDRESS:
         client = options["client_address"]
         situation = _with_client(situation, address_from(client, field="client") if client else intent.to)

@@ -1,0 +1,105 @@
+"""`placet policy` against real tools, a real server and a real node: from `init` to a replayed recording."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from placet.core.types import hex0x
+from placet.sdk.cli.policy import policy
+from tests.contract.packs.conftest import POLICIES, Server, VaultOnChain
+
+ALICE, BOB = "0x" + "a1" * 20, "0x" + "b0" * 20
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp().parent / "placet-cache"))
+
+
+def run(*arguments: str | Path, code: int = 0) -> Any:
+    result = CliRunner().invoke(policy, [*map(str, arguments), "--output", "json"])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return json.loads(result.output)
+
+
+@pytest.fixture(params=["javascript", "python", pytest.param("rust", marks=pytest.mark.slow)])
+def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "rust":
+        if any(shutil.which(tool) is None for tool in ("rustup", "apt-get", "dpkg")):
+            pytest.skip("Rust components are built on Debian 12 with rustup")
+        # The compiler lies in the user's cache, as for the Rego engine.
+        monkeypatch.setenv("PLACET_ENGINE_CACHE", str(Path.home() / ".cache" / "placet-engine"))
+    return str(request.param)
+
+
+def test_a_new_pack_is_built_judges_live_data_and_replays_it(tmp_path: Path, server: Server, language: str) -> None:
+    folder = tmp_path / "my-feed"
+    run("init", "my-feed", "--language", language, "--dir", tmp_path)
+    (built,) = run("build", folder)["built"]
+    assert (folder / "component.wasm.sha256").read_text().split()[0] == built["sha256"]
+    params = tmp_path / "params.json"
+    params.write_text(json.dumps({"url": server.url("/value.json"), "ceiling": 100}))
+    live: list[str | Path] = [
+        "simulate",
+        folder,
+        "--intent",
+        folder / "intent.json",
+        "--live",
+        "--allow-host",
+        server.host,
+        "--params",
+        params,
+    ]
+
+    server.says({"value": 100})
+    (folder / "recordings").mkdir()
+    allowed = run(*live, "--record", folder / "recordings" / "allowed.json", "--expect", "allow")
+    assert allowed["policyData"][0]["agreed"] == '{"my_feed":{"value":100}}'
+    server.says({"value": 101})
+    denied = run(*live, "--record", folder / "recordings" / "denied.json", "--expect", "deny")
+    assert [reason["message"] for reason in denied["reasons"]] == ["the value is 101, above the ceiling of 100"]
+    assert denied["reasons"][0]["places"][0]["file"] == "my_feed.rego"
+    server.says({"value": "many"})
+    failed = run(*live, code=1)
+    assert failed["decision"] == "abstain"
+    assert "no integer" in failed["failure"]
+
+    server.shutdown()
+    server.server_close()
+    counts = run("test", folder)["counts"]
+    assert counts == {"pass": 6, "fail": 0, "error": 0, "skipped": 0}
+
+
+def test_without_allow_host_nothing_on_this_network_is_fetched(tmp_path: Path, server: Server) -> None:
+    server.says([])
+    intent = tmp_path / "intent.json"
+    call = {"functionSignature": "withdraw(uint256,address,address)", "arguments": ["1", BOB, ALICE]}
+    intent.write_text(json.dumps({"from": ALICE, "to": BOB, **call}))
+    params = tmp_path / "params.json"
+    params.write_text(json.dumps({"list_url": server.url("/list"), "min_entries": 1}))
+    failed = run("simulate", POLICIES / "sanctions-screen", "--intent", intent, "--live", "--params", params, code=1)
+    assert failed["decision"] == "abstain"
+    assert "only https" in failed["failure"]
+    assert server.asked == []
+
+
+def test_chain_state_and_the_reference_block_come_from_the_node(tmp_path: Path, chain: VaultOnChain) -> None:
+    intent = tmp_path / "intent.json"
+    tenth = chain.total // 10
+
+    def judge(amount: int) -> Any:
+        call = {"functionSignature": "withdraw(uint256,address,address)", "arguments": [str(amount), BOB, hex0x(chain.alice)]}
+        intent.write_text(json.dumps({"from": hex0x(chain.alice), "to": hex0x(chain.vault), **call}))
+        return run("simulate", POLICIES / "vault-exposure", "--intent", intent, "--live", "--rpc", chain.rpc_url)
+
+    allowed, denied = judge(tenth), judge(tenth + 10_000)
+    assert (allowed["decision"], denied["decision"]) == ("allow", "deny")
+    assert allowed["task"]["blockNumber"] > 0
+    assert allowed["task"]["policyClient"] == hex0x(chain.vault)
+    assert [entry[0] for entry in allowed["policyData"][0]["transcript"]] == ["chain.call"] * 3
