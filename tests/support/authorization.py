@@ -20,7 +20,19 @@ from placet.core.evm.reader import BlockState, Deployment
 from placet.core.evm.rpc import Block
 from placet.core.keccak import keccak256
 from placet.core.merkle import leaf_hash, root_and_proofs
-from placet.core.messages import Abstention, DecidedTask, GroupResponse, Observation, Response, TaskObservation
+from placet.core.messages import (
+    Abstention,
+    AttestationGroup,
+    DecidedTask,
+    GroupFailure,
+    GroupResponse,
+    Observation,
+    RelayedTask,
+    Response,
+    TaskFailure,
+    TaskObservation,
+    bitmap_of,
+)
 from placet.core.types import (
     ZERO_HASH,
     Address,
@@ -211,6 +223,35 @@ class World:
     def observation(self, member: Member, context: BatchContext, vouched: Sequence[int], abstentions: Sequence[Abstention] = ()) -> bytes:
         observation = Observation(tuple(TaskObservation(task, (), ()) for task in vouched), tuple(abstentions), "test")
         return self.sealed(member, Kind.OBSERVATION, context.id, wire.encode_observation(observation))
+
+    def certified(self, context: BatchContext, *, allow: bool = True, signers: int = 3, tasks: Sequence[int] | None = None) -> bytes:
+        """The aggregator's certificate over (some of) a batch."""
+        decided = tuple(self.decided(context, tasks, allow=allow))
+        root, _ = root_and_proofs([leaf_hash(leaf_struct_hash(item.leaf)) for item in decided])
+        certificate = Certificate(root, len(decided), context.batch.epoch, context.batch.timestamp)
+        digest = certificate_digest(certificate, CHAIN_ID, VALIDATOR)
+        relayed = tuple(RelayedTask(task, context.batch.tasks[task].intent, b"\x01" * 65, payer) for task, payer in context.relays.items())
+        group = AttestationGroup(
+            CHAIN_ID,
+            VALIDATOR,
+            certificate,
+            decided,
+            bitmap_of(set(range(signers)), len(self.members)),
+            bls.aggregate([bls.sign(member.bls_secret, digest) for member in self.members[:signers]]),
+            relayed,
+        )
+        return self.by_aggregator(Kind.ATTESTATION_GROUP, context, wire.encode_attestation_group(group))
+
+    def failed(self, context: BatchContext, tasks: Sequence[int] | None = None) -> bytes:
+        """The aggregator's failure of (some of) a batch."""
+        numbers = range(len(context.task_ids)) if tasks is None else tasks
+        failures = [TaskFailure(at, context.task_ids[at], "no_quorum", "too little stake", True, ()) for at in numbers]
+        return self.by_aggregator(Kind.GROUP_FAILURE, context, wire.encode_group_failure(GroupFailure(tuple(failures))))
+
+    @staticmethod
+    def by_aggregator(kind: Kind, context: BatchContext, payload: bytes) -> bytes:
+        sender = AGGREGATOR.public_key
+        return seal(AGGREGATOR, kind=kind, chain_id=CHAIN_ID, sender=sender, payload=payload, batch_id=context.id)
 
     def sealed(
         self, member: Member, kind: Kind, batch_id: Hash32, payload: bytes, proposal: Hash32 = ZERO_HASH, bus: LocalBusSigner | None = None

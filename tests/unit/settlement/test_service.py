@@ -12,19 +12,17 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from placet.core import bls, topics, wire
+from placet.core import topics, wire
 from placet.core.batch import BatchContext
 from placet.core.bus import BusUnavailable, InProcessBroker, InProcessBus
-from placet.core.digests import certificate_digest, leaf_struct_hash
 from placet.core.envelope import Kind, LocalBusSigner, open_envelope, seal
 from placet.core.errors import Unavailable
 from placet.core.evm.rpc import RpcError
-from placet.core.merkle import leaf_hash, root_and_proofs
-from placet.core.messages import AttestationGroup, GroupFailure, RelayedTask, SettlementEvent, TaskFailure, bitmap_of
-from placet.core.types import Address, Certificate
+from placet.core.messages import GroupFailure, SettlementEvent, TaskFailure
+from placet.core.types import Address
 from placet.settlement.service import GROUP, SettlementService
 from placet.settlement.store import Job, Lease, Store
-from tests.support.authorization import AGGREGATOR, CHAIN_ID, VALIDATOR, World, dead_letters, eventually, records_of
+from tests.support.authorization import AGGREGATOR, CHAIN_ID, World, dead_letters, eventually, records_of
 from tests.support.databases import NewEngine
 
 SETTLEMENT = LocalBusSigner(b"s" * 32)
@@ -90,33 +88,6 @@ class Stage:
     def alive(self) -> bool:
         return not any(task.done() for task, _ in self._tasks)
 
-    def certified(self, context: BatchContext, *, allow: bool = True, signers: int = 3) -> bytes:
-        world = self.world
-        decided = tuple(world.decided(context, allow=allow))
-        root, _ = root_and_proofs([leaf_hash(leaf_struct_hash(item.leaf)) for item in decided])
-        certificate = Certificate(root, len(decided), context.batch.epoch, context.batch.timestamp)
-        digest = certificate_digest(certificate, CHAIN_ID, VALIDATOR)
-        relayed = tuple(RelayedTask(task, context.batch.tasks[task].intent, b"\x01" * 65, payer) for task, payer in context.relays.items())
-        group = AttestationGroup(
-            CHAIN_ID,
-            VALIDATOR,
-            certificate,
-            decided,
-            bitmap_of(set(range(signers)), 4),
-            bls.aggregate([bls.sign(member.bls_secret, digest) for member in world.members[:signers]]),
-            relayed,
-        )
-        return self._seal(Kind.ATTESTATION_GROUP, context, wire.encode_attestation_group(group))
-
-    def failed(self, context: BatchContext) -> bytes:
-        failures = [TaskFailure(at, task_id, "no_quorum", "…", True, ()) for at, task_id in enumerate(context.task_ids)]
-        return self._seal(Kind.GROUP_FAILURE, context, wire.encode_group_failure(GroupFailure(tuple(failures))))
-
-    @staticmethod
-    def _seal(kind: Kind, context: BatchContext, payload: bytes) -> bytes:
-        sender = AGGREGATOR.public_key
-        return seal(AGGREGATOR, kind=kind, chain_id=CHAIN_ID, sender=sender, payload=payload, batch_id=context.id)
-
     async def say(self, context: BatchContext, *envelopes: bytes) -> None:
         for envelope in envelopes:
             await self.bus.publish(topics.ATTESTATIONS, context.id, envelope)
@@ -160,8 +131,8 @@ async def stage(database: NewEngine) -> AsyncIterator[Stage]:
 async def test_only_what_is_allowed_and_to_be_relayed_becomes_a_job(stage: Stage) -> None:
     await stage.start()
     some, denied = stage.relayed(3, [0, 2]), stage.relayed(2, [0, 1])
-    await stage.say(some, stage.certified(some))
-    await stage.say(denied, stage.certified(denied, allow=False))
+    await stage.say(some, stage.world.certified(some))
+    await stage.say(denied, stage.world.certified(denied, allow=False))
     await stage.idle()
     assert {event.reference for event in await stage.events(some)} == {some.task_ids[0], some.task_ids[2]}
     assert await stage.events(denied) == []
@@ -172,7 +143,7 @@ async def test_only_what_is_allowed_and_to_be_relayed_becomes_a_job(stage: Stage
 async def test_a_redelivered_attestation_is_one_job(stage: Stage) -> None:
     await stage.start()
     context = stage.relayed()
-    await stage.say(context, *[stage.certified(context)] * 3)
+    await stage.say(context, *[stage.world.certified(context)] * 3)
     await stage.idle()
     assert [job.reference for job in stage.sender.executed].count(context.task_ids[0]) == 1
     assert [event.status for event in await stage.events(context)] == ["confirmed"]
@@ -181,8 +152,8 @@ async def test_a_redelivered_attestation_is_one_job(stage: Stage) -> None:
 async def test_19_a_certificate_after_a_failure_is_not_executed(stage: Stage) -> None:
     await stage.start()
     context, other = stage.relayed(1), stage.relayed(2)
-    await stage.say(context, stage.failed(context), stage.certified(context))
-    await stage.say(other, stage.certified(other), stage.failed(other))
+    await stage.say(context, stage.world.failed(context), stage.world.certified(context))
+    await stage.say(other, stage.world.certified(other), stage.world.failed(other))
     await stage.idle()
     assert await stage.events(context) == []
     assert [event.status for event in await stage.events(other)] == ["confirmed"]
@@ -191,11 +162,11 @@ async def test_19_a_certificate_after_a_failure_is_not_executed(stage: Stage) ->
 async def test_19_nor_when_settlement_was_restarted_in_between(stage: Stage) -> None:
     await stage.start()
     context = stage.relayed()
-    await stage.say(context, stage.failed(context))
+    await stage.say(context, stage.world.failed(context))
     await stage.idle()
     await stage.kill()
     await stage.start()
-    await stage.say(context, stage.certified(context))
+    await stage.say(context, stage.world.certified(context))
     await stage.idle()
     assert await stage.events(context) == []
 
@@ -203,7 +174,7 @@ async def test_19_nor_when_settlement_was_restarted_in_between(stage: Stage) -> 
 async def test_28_a_relayed_intent_with_value_is_never_paid_by_settlement(stage: Stage) -> None:
     await stage.start()
     context = stage.relayed(value=10**18)
-    await stage.say(context, stage.certified(context))
+    await stage.say(context, stage.world.certified(context))
     await stage.idle()
     (event,) = await stage.events(context)
     assert event.status == "refused"
@@ -214,11 +185,11 @@ async def test_28_a_relayed_intent_with_value_is_never_paid_by_settlement(stage:
 async def test_an_attestation_without_quorum_or_by_a_stranger_is_a_dead_letter(stage: Stage) -> None:
     await stage.start()
     weak, moved = stage.relayed(1), stage.relayed(2)
-    await stage.say(weak, stage.certified(weak, signers=2))
+    await stage.say(weak, stage.world.certified(weak, signers=2))
     sender = SETTLEMENT.public_key
     payload = wire.encode_group_failure(GroupFailure((TaskFailure(0, moved.task_ids[0], "no_quorum", "…", True, ()),)))
     forged = seal(SETTLEMENT, kind=Kind.GROUP_FAILURE, chain_id=CHAIN_ID, sender=sender, payload=payload, batch_id=moved.id)
-    await stage.say(moved, forged, stage.certified(moved))
+    await stage.say(moved, forged, stage.world.certified(moved))
     await stage.idle()
     assert len(await dead_letters(stage.bus, topics.ATTESTATIONS)) == 2
     assert await stage.events(weak) == []
@@ -234,7 +205,7 @@ async def test_an_attestation_waits_for_node_and_database(stage: Stage, trouble:
     stage.world.chain.failures.append(trouble)
     await stage.start()
     context = stage.relayed()
-    await stage.say(context, stage.certified(context))
+    await stage.say(context, stage.world.certified(context))
     assert [event.status for event in await eventually(lambda: stage.events(context))] == ["confirmed"]
     assert stage.alive
 
@@ -244,7 +215,7 @@ async def test_a_leader_survives_a_round_that_fails(stage: Stage, trouble: Excep
     await stage.start()
     stage.sender.before += [trouble, trouble]
     context = stage.relayed()
-    await stage.say(context, stage.certified(context))
+    await stage.say(context, stage.world.certified(context))
     assert await eventually(lambda: stage.events(context))
     assert stage.alive
 
@@ -267,7 +238,7 @@ async def test_a_broker_that_is_away_when_offsets_are_committed_stops_nothing(st
     await stage.start(prepare)
     for tasks in (1, 2, 3):
         context = stage.relayed(tasks)
-        await stage.say(context, stage.certified(context))
+        await stage.say(context, stage.world.certified(context))
         assert await eventually(lambda context=context: stage.events(context))  # type: ignore[misc]
     assert stage.alive
 
@@ -278,5 +249,5 @@ async def test_a_second_replica_takes_over_when_the_first_dies(stage: Stage) -> 
     await stage.kill()
     await stage.start()
     context = stage.relayed()
-    await stage.say(context, stage.certified(context))
+    await stage.say(context, stage.world.certified(context))
     assert [event.status for event in await eventually(lambda: stage.events(context))] == ["confirmed"]
