@@ -188,6 +188,12 @@ def test_init_makes_a_pack_whose_rego_tests_pass_once_it_is_built(tmp_path: Path
     assert "lower-case words" in refused("init", "My Feed", "--dir", tmp_path)
 
 
+def test_a_folder_that_is_no_pack_is_named(tmp_path: Path) -> None:
+    assert refused("test", tmp_path) == f"{tmp_path} is no pack: it has no policy.toml (`placet policy init` makes one)"
+    (tmp_path / "policy.toml").write_text('name = "x"\ncolour = "red"\n')
+    assert "'colour' is not known; known are calls, description" in refused("test", tmp_path)
+
+
 def test_publish_asks_who_pays(tmp_path: Path) -> None:
     deployments = tmp_path / "31337.json"
     deployments.write_text("{}")

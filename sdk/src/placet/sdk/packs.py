@@ -113,6 +113,8 @@ def _binding(position: int, name: str, value: Any) -> ArgumentBinding:
 
 
 def _document(folder: Path) -> dict[str, Any]:
+    if not (folder / "policy.toml").is_file():
+        raise InvalidInput(f"{folder} is no pack: it has no policy.toml (`placet policy init` makes one)", field="policy.toml")
     try:
         document = tomllib.loads(_file(folder, "policy.toml", "policy.toml", 64 << 10).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
