@@ -141,6 +141,24 @@ class Clock:
         return self.now
 
 
+class RunningClock:
+    """Real time, which a test can move on top of its own pace."""
+
+    def __init__(self) -> None:
+        self._offset = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    @property
+    def now(self) -> float:
+        return time.time() + self._offset
+
+    @now.setter
+    def now(self, value: float) -> None:
+        self._offset = value - time.time()
+
+
 class World:
     """Everything of one test."""
 

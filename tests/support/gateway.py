@@ -30,7 +30,7 @@ from placet.gateway.keys import Authenticator, new_key
 from placet.gateway.requests import intent_json
 from placet.gateway.results import Results
 from placet.gateway.store import ApiKey, Store
-from tests.support.authorization import AGGREGATOR, CHAIN_ID, CLIENT, GATEWAY, Clock, World, eventually, records_of
+from tests.support.authorization import AGGREGATOR, CHAIN_ID, CLIENT, GATEWAY, RunningClock, World, eventually, records_of
 
 SETTLEMENT_KEY = b"\x00" * 32
 
@@ -63,6 +63,10 @@ class Policies:
 
     def admissions(self, *_: Any) -> dict[Address, Admission]:
         return self.said
+
+
+async def _unchanged(answer: dict[str, Any], *_: Any) -> dict[str, Any]:
+    return answer
 
 
 class Replica:
@@ -98,7 +102,7 @@ class Replica:
         self.intents = Intents(
             chains=chains, store=self.store, policies=policies, batcher=self.batcher, results=self.results, clock=stage.clock
         )
-        insight: Any = SimpleNamespace()
+        insight: Any = SimpleNamespace(with_places=_unchanged)
         api = Api(
             insight=insight,
             intents=self.intents,
@@ -177,8 +181,7 @@ class Stage:
     def __init__(self, folder: Path, answer_within_s: float = 5.0) -> None:
         self.folder = folder
         self.world = World()
-        self.clock = Clock()
-        self.clock_started = time.monotonic()
+        self.clock = RunningClock()
         self.broker = InProcessBroker()
         self.bus = InProcessBus(self.broker)
         self.policies = Policies(self.world)
