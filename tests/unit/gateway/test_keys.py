@@ -1,0 +1,119 @@
+"""API keys: what is stored, what is refused, and budgets that are each key's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from placet.core.errors import RateLimited, Unauthenticated
+from placet.gateway.keys import Authenticator, Bucket, new_key
+from tests.support.gateway import Stage
+
+
+class Watch:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def authenticator(stage: Stage, **budget: int) -> tuple[Authenticator, Watch, str, str]:
+    """With one key: its header and its id."""
+    watch = Watch()
+    key, text = new_key("one", **budget)  # type: ignore[arg-type]
+    await stage.gateway.store.add_key(key)
+    return Authenticator(stage.gateway.store, watch), watch, f"Bearer {text}", key.id
+
+
+async def test_only_a_hash_of_the_secret_is_kept(stage: Stage) -> None:
+    key, text = new_key("one")
+    await stage.gateway.store.add_key(key)
+    stored = await stage.gateway.store.find_key(key.id)
+    assert stored == key
+    assert text.rsplit("_", 1)[1] not in repr(stored)
+    assert len({new_key("x")[1] for _ in range(50)}) == 50
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Bearer placet_", "Token x", "Bearer placet_0_0", "bearer\x00x", "Bearer " + "x" * 9999]
+)
+async def test_a_malformed_header_is_not_looked_up(stage: Stage, header: str | None) -> None:
+    auth, *_ = await authenticator(stage)
+    with pytest.raises(Unauthenticated, match="Authorization"):
+        await auth.authenticate(header)
+
+
+async def test_an_unknown_key_and_a_wrong_secret_read_the_same(stage: Stage) -> None:
+    auth, _, header, _ = await authenticator(stage)
+    unknown, wrong = "Bearer placet_" + "0" * 16 + "_" + "0" * 64, header[:-8] + "00000000"
+    texts = set()
+    for bad in (unknown, wrong):
+        with pytest.raises(Unauthenticated) as caught:
+            await auth.authenticate(bad)
+        texts.add(caught.value.message)
+    assert len(texts) == 1
+    assert (await auth.authenticate(header)).name == "one"
+
+
+async def test_a_disabled_key_is_refused_within_seconds(stage: Stage) -> None:
+    auth, watch, header, key_id = await authenticator(stage)
+    await auth.authenticate(header)
+    assert await stage.gateway.store.disable_key(key_id)
+    assert not await stage.gateway.store.disable_key("0" * 16)
+    watch.now += 6
+    with pytest.raises(Unauthenticated):
+        await auth.authenticate(header)
+
+
+async def test_requests_are_limited_a_key_and_come_back_with_time(stage: Stage) -> None:
+    auth, watch, header, _ = await authenticator(stage, requests_per_s=5)
+    other, text = new_key("other", requests_per_s=5)
+    await stage.gateway.store.add_key(other)
+    for _ in range(10):  # a burst of two seconds' worth
+        await auth.authenticate(header)
+    with pytest.raises(RateLimited) as caught:
+        await auth.authenticate(header)
+    assert caught.value.retryable
+    assert caught.value.extra["limit"] == 5
+    await auth.authenticate(f"Bearer {text}")  # another key's budget is untouched
+    watch.now += 0.2
+    await auth.authenticate(header)
+    with pytest.raises(RateLimited):
+        await auth.authenticate(header)
+
+
+async def test_a_wrong_secret_spends_nothing_of_the_keys_budget(stage: Stage) -> None:
+    auth, _, header, _ = await authenticator(stage, requests_per_s=2)
+    for _ in range(20):
+        with pytest.raises(Unauthenticated):
+            await auth.authenticate(header[:-8] + "00000000")
+    await auth.authenticate(header)
+
+
+async def test_cpu_is_a_budget_of_its_own(stage: Stage) -> None:
+    auth, watch, header, _ = await authenticator(stage, cpu_ms_per_s=100)
+    key = await auth.authenticate(header)
+    auth.spend_cpu(key, 150)
+    with pytest.raises(RateLimited, match="CPU"):
+        auth.spend_cpu(key, 100)
+    await auth.authenticate(header)
+    watch.now += 1
+    auth.spend_cpu(key, 100)
+
+
+def test_a_bucket_never_holds_more_than_two_seconds_worth() -> None:
+    bucket = Bucket(10, now=0.0)
+    assert bucket.take(20, 0.0)
+    assert not bucket.take(1, 0.0)
+    assert bucket.take(20, 1000.0)
+    assert not bucket.take(1, 1000.0)
+    assert bucket.take(1, 1000.1)
+
+
+async def test_a_rate_limit_is_a_429_with_retry_after(stage: Stage) -> None:
+    key = await stage.another_key(requests_per_s=1)
+    statuses = [(await stage.gateway.request("GET", "/api/v1/tasks/0x00", key=key)).status for _ in range(3)]
+    assert statuses == [422, 422, 429]
+    answer = await stage.gateway.request("GET", "/api/v1/tasks/0x00", key=key)
+    assert answer.body["code"] == "rate_limited"
+    assert answer.headers["retry-after"] == "1"
