@@ -248,7 +248,7 @@ async def test_11_one_task_id_is_never_in_two_batches(stage: Stage) -> None:
 
 async def test_tasks_of_the_largest_size_never_make_a_batch_that_nobody_reads(stage: Stage) -> None:
     stage.answer = silent
-    large = {"args": {"a": "x" * 60_000}, "signature": ""}
+    large: dict[str, Any] = {"args": {"a": "x" * 60_000}, "signature": ""}
     data = "0x" + (stage.world.intent().data[:4] + b"\x00" * 30_000).hex()
     answers = await asyncio.gather(
         *(stage.gateway.submit(number, headers=ASYNC, intent={"nonce": str(number), "data": data}, **large) for number in range(14))
