@@ -74,7 +74,7 @@ class Postgres:
     def start(self) -> None:
         """Returns when the server takes connections. Raises DevServiceError with the end of its log if it does not."""
         bin_folder = binaries()
-        if self._data is None:
+        if self._data is None and self._temporary is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="placet-postgres-", dir="/tmp" if os.geteuid() == 0 else None))  # noqa: S108
         home = self._data or self._temporary
         assert home is not None
