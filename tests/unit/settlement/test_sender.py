@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from placet.core.evm.contracts import encode_call
-from placet.core.evm.rpc import RpcClient
+from placet.core.evm.rpc import RpcClient, RpcError
 from placet.core.types import Address, Hash32, hex0x
 from placet.sdk.devservices.anvil import Anvil
 from placet.sdk.local.chain import DevChain
@@ -268,7 +268,8 @@ async def test_15_every_write_of_a_fenced_leader_is_refused(desk: Desk) -> None:
     async def refused(now: float) -> None:
         for write in (
             store.bind(old, now, job.reference, attempt, 100_000),
-            store.add_attempt(old, now, attempt),
+            store.add_attempt(old, now, attempt, 100_000),
+            store.put_off(old, now, job),
             store.set_state(old, now, job.reference, "sent"),
             store.close_nonce(old, now, 0, job.reference, "confirmed"),
         ):
@@ -579,3 +580,58 @@ async def test_no_more_nonces_are_in_flight_than_allowed(desk: Desk) -> None:
     await reach(sender, store, lease, jobs[1], "confirmed")
     await reach(sender, store, lease, jobs[3], "sent")
     assert [await state(store, job) for job in jobs] == ["confirmed", "confirmed", "sent", "sent", "queued"]
+
+
+async def test_28_a_job_that_waits_lets_others_pass_and_is_looked_at_again_ever_less_often(desk: Desk) -> None:
+    sender, store, rpc = await desk.replica("one", max_in_flight=2)
+    genuine, asked = rpc.batch_settled, []
+
+    async def batch_settled(requests: Any) -> Any:
+        if len(requests) == 2 and requests[0][1][0]["data"] == hex0x(encode_call("mint(address,uint256)", RECEIVER, 666)):
+            asked.append(desk.clock.now)
+            return [RpcError(-32005, "limit exceeded")] * len(requests)
+        return await genuine(requests)
+
+    rpc.batch_settled = batch_settled  # type: ignore[method-assign]
+    waiting = [desk.job(666, created_at=desk.clock.now + number) for number in range(3)]
+    honest = desk.job(5, created_at=desk.clock.now + 9)
+    for job in (*waiting, honest):
+        await store.add_job(job)
+    await sender.step(await desk.lead(store, "one"))
+    await reach(sender, store, await desk.lead(store, "one"), honest, "confirmed")
+    asked.clear()
+    for _ in range(120):
+        desk.clock.now += 1
+        await sender.step(await desk.lead(store, "one"))
+    assert 3 <= len(asked) <= 30, "not 360"
+    assert [await state(store, job) for job in waiting] == ["queued"] * 3
+
+
+async def test_28_places_are_shared_between_payers(desk: Desk) -> None:
+    sender, store, _ = await desk.replica("one", max_in_flight=4)
+    crowd = [desk.job(1, payer="crowd", created_at=desk.clock.now + number) for number in range(8)]
+    others = [desk.job(1, payer=f"payer-{number}", created_at=desk.clock.now + 50 + number) for number in range(2)]
+    for job in (*crowd, *others):
+        await store.add_job(job)
+    await desk.automine(False)
+    lease = await desk.lead(store, "one")
+    await sender.step(lease)
+    assert [await state(store, job) for job in others] == ["sent", "sent"]
+    assert [await state(store, job) for job in crowd] == ["sent"] * 2 + ["queued"] * 6
+
+
+@pytest.mark.parametrize("words", ["invalid opcode: INVALID", "out of gas", "EVM error StackUnderflow", "execution reverted"])
+async def test_28_the_evms_own_words_refuse_a_job(desk: Desk, words: str) -> None:
+    sender, store, rpc = await desk.replica("one")
+
+    genuine = rpc.batch_settled
+
+    async def batch_settled(requests: Any) -> Any:
+        dry_run = len(requests) == 2
+        return [RpcError(-32000, words)] * 2 if dry_run else await genuine(requests)
+
+    rpc.batch_settled = batch_settled  # type: ignore[method-assign]
+    job = desk.job()
+    await store.add_job(job)
+    await sender.step(await desk.lead(store, "one"))
+    assert await state(store, job) == "refused"

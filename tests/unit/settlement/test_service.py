@@ -40,7 +40,7 @@ class Sender:
     async def step(self, lease: Lease) -> None:
         if self.before:
             raise self.before.pop()
-        for job in await self.store.queued(CHAIN_ID, 100):
+        for job in await self.store.queued(CHAIN_ID, 100, 1e12):
             self.executed.append(job)
             await self.store.set_state(lease, 0.0, job.reference, "confirmed", gas_used=50_000)
 
@@ -113,7 +113,7 @@ class Stage:
             ends = await self.bus.end_offsets(self.bus.partitions(topics.ATTESTATIONS))
             committed = self.broker.group(GROUP).committed
             read = all(committed.get(at, 0) >= end for at, end in ends.items())
-            return read and not await self.store.queued(CHAIN_ID, 1) and not await self.store.unannounced()
+            return read and not await self.store.queued(CHAIN_ID, 1, 1e12) and not await self.store.unannounced()
 
         await eventually(done, "settlement is idle")
 

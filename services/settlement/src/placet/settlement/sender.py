@@ -32,6 +32,24 @@ _GAS = metrics.counter("placet_settlement_gas_total", "Gas used.", ["chain"])
 _GWEI = 10**9
 _BUMP_PERCENT = 125  # nodes want at least 10 % more of a replacement
 _PLAIN_GAS = 21_000
+_EVM_WORDS = (
+    "revert",
+    "invalid opcode",
+    "bad instruction",
+    "invalid jump",
+    "bad jump",
+    "out of gas",
+    "gas required exceeds",
+    "outofgas",
+    "stack underflow",
+    "stack overflow",
+    "stack limit",
+    "stackunderflow",
+    "stackoverflow",
+    "write protection",
+    "statechangeduringstaticcall",
+    "evm error",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +99,7 @@ class Sender:
             await self._look_after(lease, head, nonce, open_attempts[nonce])
         room = self._rules.max_in_flight - len(open_attempts)
         if room > 0:
-            for job in await self._store.queued(self._chain_id, room):
+            for job in await self._store.queued(self._chain_id, room, self._clock()):
                 await self._begin(lease, head, job)
 
     async def _restore_what_was_taken_back(self, lease: Lease) -> None:
@@ -127,9 +145,10 @@ class Sender:
         estimate = ("eth_estimateGas", call[1][:1])
         for answer in await self._rpc.batch_settled([call, estimate]):
             if isinstance(answer, RpcError):
-                if answer.revert_data is None and "revert" not in answer.message.lower():
-                    # Short of funds, overloaded, behind: says nothing of the job, which waits as long as it is valid.
-                    log.warning("job %s waits: %s", hex0x(job.reference), answer.message)
+                if answer.revert_data is None and not _says_something_of_the_call(answer):
+                    # Short of funds, overloaded, behind: the job waits as long as it is valid, and lets others pass.
+                    until = await self._store.put_off(lease, self._clock(), job)
+                    log.warning("job %s waits %.0f s: %s", hex0x(job.reference), until - self._clock(), answer.message)
                     return None
                 reason = name_of_revert(answer.revert_data or b"") or answer.message
                 await self._refuse(lease, job, f"would revert: {reason}")
@@ -277,8 +296,14 @@ class Sender:
     async def _replace(self, lease: Lease, job: Job, newest: Attempt, *, kind: str, gas: int) -> None:
         fee = min(self._rules.max_fee, newest.max_fee * _BUMP_PERCENT // 100 + 1)
         attempt = self._sign(job, newest.nonce, newest.number + 1, gas, fee, kind)
-        await self._store.add_attempt(lease, self._clock(), attempt)
+        await self._store.add_attempt(lease, self._clock(), attempt, gas)
         await self._broadcast(attempt, job)
+
+
+def _says_something_of_the_call(error: RpcError) -> bool:
+    """Whether an error without revert data is the EVM's word on the call, rather than the node's on itself or on the account."""
+    text = error.message.lower()
+    return any(words in text for words in _EVM_WORDS)
 
 
 def replace_job(job: Job) -> Job:

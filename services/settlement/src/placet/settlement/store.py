@@ -44,6 +44,8 @@ _JOB = sa.Table(
     sa.Column("created_at", sa.Float),
     sa.Column("trace", sa.Text),
     sa.Column("gas_reserved", sa.BigInteger),
+    sa.Column("not_before", sa.Float),
+    sa.Column("put_off", sa.Integer),
 )
 _NONCE = sa.Table(
     "account_nonce",
@@ -71,6 +73,8 @@ _ATTEMPT = sa.Table(
 
 FINAL = ("confirmed", "reverted", "refused")
 DAY_S = 86_400.0
+_IN_FLIGHT = ("sent", "mined")
+_PUT_OFF_S, _PUT_OFF_AT_MOST_S = 1.0, 300.0
 
 
 class LeaseLost(Exception):
@@ -107,6 +111,8 @@ class Job:
     created_at: float
     trace: str
     gas_reserved: int = 0
+    not_before: float = 0.0
+    put_off: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +193,29 @@ class Store:
             row = (await connection.execute(sa.select(_JOB).where(_JOB.c.reference == reference))).first()
         return None if row is None else _job(row)
 
-    async def queued(self, chain_id: int, limit: int) -> list[Job]:
-        """Jobs waiting for an account nonce, oldest first."""
+    async def queued(self, chain_id: int, limit: int, now: float) -> list[Job]:
+        """Jobs waiting for an account nonce, oldest first among those of a payer; payers with less in flight or before them come first."""
+        flying = sa.select(_JOB.c.payer, sa.func.count().label("jobs")).where(_JOB.c.chain_id == chain_id, _JOB.c.state.in_(_IN_FLIGHT))
+        held = flying.group_by(_JOB.c.payer).subquery()
+        place = sa.func.row_number().over(partition_by=_JOB.c.payer, order_by=(_JOB.c.created_at, _JOB.c.reference))
         query = (
             sa.select(_JOB)
-            .where(_JOB.c.chain_id == chain_id, _JOB.c.state == "queued")
-            .order_by(_JOB.c.created_at, _JOB.c.reference)
+            .outerjoin(held, held.c.payer == _JOB.c.payer)
+            .where(_JOB.c.chain_id == chain_id, _JOB.c.state == "queued", _JOB.c.not_before <= now)
+            .order_by(place + sa.func.coalesce(held.c.jobs, 0), _JOB.c.created_at, _JOB.c.reference)
             .limit(limit)
         )
         async with self._engine.connect() as connection:
             return [_job(row) for row in (await connection.execute(query)).all()]
+
+    async def put_off(self, lease: Lease, now: float, job: Job) -> float:
+        """Let a queued job wait, each time twice as long as before. Returns until when. Raises LeaseLost."""
+        until: float = now + min(_PUT_OFF_AT_MOST_S, _PUT_OFF_S * 2 ** min(job.put_off, 16))
+        async with self._engine.begin() as connection:
+            await self._fence(connection, lease, now)
+            update = sa.update(_JOB).where(_JOB.c.reference == job.reference, _JOB.c.state == "queued")
+            await connection.execute(update.values(not_before=until, put_off=job.put_off + 1))
+        return until
 
     async def unannounced(self, limit: int = 100) -> list[Job]:
         """Jobs whose present state was not published yet."""
@@ -248,11 +267,13 @@ class Store:
             )
             await self._insert_attempt(connection, lease, attempt)
 
-    async def add_attempt(self, lease: Lease, now: float, attempt: Attempt) -> None:
+    async def add_attempt(self, lease: Lease, now: float, attempt: Attempt, gas: int) -> None:
         """Record a replacement or cancellation at an account nonce before it is sent. Raises LeaseLost."""
         async with self._engine.begin() as connection:
             await self._fence(connection, lease, now)
             await self._insert_attempt(connection, lease, attempt)
+            more = sa.update(_JOB).where(_JOB.c.reference == attempt.reference, _JOB.c.gas_reserved < gas)
+            await connection.execute(more.values(gas_reserved=gas))
 
     @staticmethod
     async def _insert_attempt(connection: AsyncConnection, lease: Lease, attempt: Attempt) -> None:
@@ -333,6 +354,8 @@ def _job(row: Any) -> Job:
         row.created_at,
         row.trace,
         row.gas_reserved,
+        row.not_before,
+        row.put_off,
     )
 
 
