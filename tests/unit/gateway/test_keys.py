@@ -94,12 +94,19 @@ async def test_a_wrong_secret_spends_nothing_of_the_keys_budget(stage: Stage) ->
 async def test_cpu_is_a_budget_of_its_own(stage: Stage) -> None:
     auth, watch, header, _ = await authenticator(stage, cpu_ms_per_s=100)
     key = await auth.authenticate(header)
-    auth.spend_cpu(key, 150)
-    with pytest.raises(RateLimited, match="CPU"):
-        auth.spend_cpu(key, 100)
+    with auth.simulating(key):
+        with pytest.raises(RateLimited, match="one at a time"), auth.simulating(key):
+            pass
+        watch.now += 0.5
+    for after, allowed in ((0.0, False), (2.0, False), (1.2, True)):  # 200 ms were there, 500 were used
+        watch.now += after
+        if allowed:
+            with pytest.raises(ZeroDivisionError), auth.simulating(key):
+                raise ZeroDivisionError
+        else:
+            with pytest.raises(RateLimited, match="CPU"), auth.simulating(key):
+                pass
     await auth.authenticate(header)
-    watch.now += 1
-    auth.spend_cpu(key, 100)
 
 
 def test_a_bucket_never_holds_more_than_two_seconds_worth() -> None:

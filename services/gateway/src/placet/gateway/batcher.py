@@ -10,26 +10,29 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from placet.core import limits, topics, wire
-from placet.core.batch import BatchContext, quorum_of
+from placet.core.batch import BatchContext
 from placet.core.bus import Bus, BusError
 from placet.core.bus.tracing import batch as batch_span
+from placet.core.db import DATABASE_ERRORS
 from placet.core.envelope import BusSigner, Kind, seal
 from placet.core.errors import Internal, PlacetError, RateLimited, Unavailable, WrongPolicy
 from placet.core.evm.reader import BlockState, ChainReader
-from placet.core.evm.rpc import RpcError
+from placet.core.evm.rpc import Block, RpcError
 from placet.core.telemetry import metrics, names
 from placet.core.types import Hash32, Task, TaskBatch
 from placet.gateway.store import Store, TaskRow
 
 log = logging.getLogger(__name__)
 
+_AWAY: tuple[type[Exception], ...] = (BusError, RpcError, *DATABASE_ERRORS)
 _OPEN_BATCHES = 2
 """Of one policy: more wait for one of them to be decided, as long as `_GATHER_AT_MOST_S`."""
 _GATHER_AT_MOST_S = 0.25
@@ -108,8 +111,7 @@ class Batcher:
         self._is_open = is_open
         self._sent: dict[tuple[int, Hash32], list[Hash32]] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._recent: dict[Hash32, int] = {}
-        self._waiting = 0
+        self._waiting_of: Counter[str] = Counter()
 
     async def submit(self, asked: Asked) -> Submitted:
         """Queue a task and wait until its batch is published.
@@ -119,14 +121,15 @@ class Batcher:
             WrongPolicy: the client changed its policy meanwhile.
             Unavailable: node, database or bus do not answer.
         """
-        if self._waiting >= self._max_waiting:
+        # Places are shared: a tenant gets another one while it has fewer than are left. Nobody takes the last of everybody's.
+        if self._waiting_of[asked.tenant] >= self._max_waiting - self._waiting_of.total():
             raise RateLimited("too many tasks are in hand; try again in a moment")
         key = (asked.chain_id, asked.policy_id)
         if sum(item.size for item in self._queues.get(key, ())) + asked.size > limits.MAX_BATCH_BYTES:
             self._close(key)  # who reads a batch refuses a larger one, whole
         queue = self._queues.setdefault(key, [])
         queue.append(asked)
-        self._waiting += 1
+        self._waiting_of[asked.tenant] += 1
         try:
             if len(queue) >= limits.MAX_TASKS_PER_BATCH:
                 self._close(key)
@@ -136,7 +139,9 @@ class Batcher:
                 loop.call_later(0 if idle else self._wait_s, self._close_when_due, key, queue, loop.time())
             return await asked.submitted
         finally:
-            self._waiting -= 1
+            self._waiting_of[asked.tenant] -= 1
+            if not self._waiting_of[asked.tenant]:
+                del self._waiting_of[asked.tenant]
 
     def _close_when_due(self, key: tuple[int, Hash32], queue: list[Asked], since: float) -> None:
         """Close a queue, unless batches of its policy are still being decided: then it gathers more for a while.
@@ -170,37 +175,51 @@ class Batcher:
             await asyncio.wait(self._closing)
 
     async def _send(self, key: tuple[int, Hash32], queue: list[Asked]) -> None:
+        with batch_span(names.BATCH, [item.trace for item in queue]):
+            await self._or_tell(self._publish(key, queue), queue)
+
+    @staticmethod
+    async def _or_tell(publishing: Awaitable[None], concerned: list[Asked]) -> None:
+        """Whatever goes wrong, those who wait are told."""
+        failure: Exception
         try:
-            with batch_span(names.BATCH, [item.trace for item in queue]):
-                await self._publish(key, queue)
-        except (PlacetError, BusError, RpcError) as error:
-            failure = error if isinstance(error, PlacetError) else Unavailable(f"{type(error).__name__}: {error}")
-            for item in queue:
-                if not item.submitted.done():
-                    item.submitted.set_exception(failure)
+            await publishing
+            return
+        except PlacetError as error:
+            failure = error
+        except _AWAY as error:
+            log.warning("a batch could not be published: %s", error)
+            failure = Unavailable(f"{type(error).__name__}: try again")
         except Exception:
             log.exception("a batch could not be published")
-            for item in queue:
-                if not item.submitted.done():
-                    item.submitted.set_exception(Internal("the batch could not be published"))
+            failure = Internal("the batch could not be published")
+        for item in concerned:
+            if not item.submitted.done():
+                item.submitted.set_exception(failure)
 
     async def _publish(self, key: tuple[int, Hash32], queue: list[Asked]) -> None:
         chain_id, policy_id = key
         reader = self._chains[chain_id]
         block = await reader.latest_block(self._back.get(chain_id, 0))
         state = await reader.at(block.hash, clients=[item.task.policy_client for item in queue])
-        members = []
+        by_quorum: dict[int, list[Asked]] = {}
         for item in queue:
             pins = state.pins.get(item.task.policy_client)
+            if item.submitted.done():
+                continue
             if pins is None or pins.policy_id != policy_id:
                 item.submitted.set_exception(WrongPolicy("the client changed its policy meanwhile; ask again", field="/policyClient"))
-            elif not item.submitted.done():
-                members.append(item)
-        if not members:
-            return
+            else:
+                by_quorum.setdefault(pins.quorum_bps, []).append(item)
+        # One threshold a batch: what one client demands of operators is not demanded for another's task.
+        batches = (self._or_tell(self._publish_members(key, block, state, members), members) for members in by_quorum.values())
+        await asyncio.gather(*batches)
+
+    async def _publish_members(self, key: tuple[int, Hash32], block: Block, state: BlockState, members: list[Asked]) -> None:
+        chain_id, policy_id = key
         batch = TaskBatch(
             chain_id=chain_id,
-            validator=reader.deployment.validator,
+            validator=self._chains[chain_id].deployment.validator,
             policy_id=policy_id,
             epoch=state.epoch,
             timestamp=int(self._clock()),
@@ -211,12 +230,7 @@ class Batcher:
         )
         relays = {position: item.tenant for position, item in enumerate(members) if item.relay}
         context = await asyncio.to_thread(BatchContext.of, batch, relays)
-        if len(set(context.task_ids)) < len(members) or any(task in self._recent for task in context.task_ids):
-            await self._separate(members, context)
-            return
         now = batch.timestamp
-        self._recent = {task: at for task, at in self._recent.items() if at >= now - 2} | dict.fromkeys(context.task_ids, now)
-        assert quorum_of(state.pins, policy_id) is not None
         payload = wire.encode_batch(batch, relays)
         rows = [
             TaskRow(
@@ -234,10 +248,8 @@ class Batcher:
             )
             for position, item in enumerate(members)
         ]
-        if not await self._store.add_tasks(rows):  # another replica, or this one before a restart, has sent one of them this second
-            await self._next_second(now)
-            await self._publish(key, members)
-            return
+        if not await self._store.add_tasks(rows):
+            raise Internal("a task's id is taken")  # salts are random
         self._on_batch(context, state)
         self._sent.setdefault(key, []).append(context.id)
         await self.send(context, payload)
@@ -258,26 +270,7 @@ class Batcher:
         )
         await self._bus.publish(topics.TASKS, context.id, envelope)
 
-    async def _next_second(self, now: int) -> None:
-        await asyncio.sleep(max(0.0, now + 1.01 - self._clock()))
-
-    async def _separate(self, members: list[Asked], context: BatchContext) -> None:
-        """The same action asked for twice within a second would be one task with two salts: the later one waits for the next second."""
-        now = int(self._clock())
-        first: dict[Hash32, Asked] = {}
-        again: list[Asked] = []
-        for item, task in zip(members, context.task_ids, strict=True):
-            if task in first or task in self._recent:
-                again.append(item)
-            else:
-                first[task] = item
-        key = (context.batch.chain_id, context.batch.policy_id)
-        if first:
-            await self._publish(key, list(first.values()))
-        await self._next_second(now)
-        await self._publish(key, again)
-
 
 def new_salt() -> Hash32:
-    """32 random bytes that salt a task's evidence."""
+    """32 random bytes that salt a task's evidence and its id: the same action asked for twice in a second is two tasks."""
     return Hash32(secrets.token_bytes(32))

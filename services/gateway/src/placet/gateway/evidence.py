@@ -19,6 +19,16 @@ MAX_RECORD_BYTES = 8 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
 
 
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """A body to its end. Raises ValueError when it is longer than any record."""
+    body = bytearray()
+    async for chunk in content.iter_chunked(64 << 10):
+        body += chunk
+        if len(body) > MAX_RECORD_BYTES:
+            raise ValueError("too long")
+    return bytes(body)
+
+
 class EvidenceClient:
     """Asks operators in turn for a record."""
 
@@ -44,11 +54,11 @@ class EvidenceClient:
         for url in self._urls:
             try:
                 async with self._session.get(f"{url}/evidence/{hex0x(evidence)}", allow_redirects=False) as answer:
-                    body = await answer.content.read(MAX_RECORD_BYTES)
                     if answer.status == 404:
                         answered = True
                     if answer.status != 200:
                         continue
+                    body = await _whole(answer.content)
                 document = orjson.loads(body)
                 record = EvidenceRecord(
                     hash_from(document["salt"]), {name: bytes.fromhex(document["parts"][name][2:]) for name in EVIDENCE_PARTS}

@@ -24,6 +24,8 @@ from placet.gateway.store import ApiKey, Store
 log = logging.getLogger(__name__)
 
 _PLACES_WITHIN_S = 2.0
+_ADMITTED_BPS = 6667
+"""Share of the stake that must have admitted a policy before its components run here."""
 
 
 class Insight:
@@ -57,11 +59,15 @@ class Insight:
 
     async def simulate(self, asked: SimulationRequest, key: ApiKey) -> dict[str, Any]:
         """The policy's answer with the rules that gave it. Charged to the key's CPU budget."""
-        self._auth.spend_cpu(key, 1.0)
+        with self._auth.simulating(key):
+            return await self._simulate(asked)
+
+    async def _simulate(self, asked: SimulationRequest) -> dict[str, Any]:
         state, pins = await self._intents.state_of(asked.intent.chain_id, asked.policy_client)
         policy_id = asked.policy_id or pins.policy_id
         bundle = await self._policies.bundle(policy_id)
-        live = self._policies.is_admitted(policy_id, state.operators, pins.quorum_bps)
+        # The client is whatever contract the caller names; what may run here is not for its pins to say.
+        live = self._policies.is_admitted(policy_id, state.operators, max(pins.quorum_bps, _ADMITTED_BPS))
         task = Task(asked.policy_client, asked.intent, new_salt(), b"", asked.args)
         batch = TaskBatch(
             chain_id=asked.intent.chain_id,
@@ -76,7 +82,6 @@ class Insight:
         )
         sequence = await self._intents.sequence_of(asked.intent.chain_id, asked.policy_client, asked.intent.sender, bundle.policy.ordering)
         simulated = await self._simulator.simulate(bundle, BatchContext.of(batch), sequence, outputs=asked.outputs, live=live)
-        self._auth.charge_cpu(key, simulated.milliseconds)
         return {"simulated": True, "policyId": hex0x(policy_id), "blockNumber": state.block.number, **simulated.answer}
 
     async def evidence(self, digest: Hash32, key: ApiKey) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from placet.core.evm import contracts
 from placet.core.evm.reader import BlockState, ChainReader
 from placet.core.keccak import keccak256
 from placet.core.senders import is_signed_by
-from placet.core.types import Address, Hash32, Intent, Ordering, Pins, Task, hex0x
+from placet.core.types import UINT256_MAX, Address, Hash32, Intent, Ordering, Pins, Task, hex0x
 from placet.gateway.batcher import Asked, Batcher, Submitted, new_salt
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.requests import IntentRequest, intent_json
@@ -37,8 +38,19 @@ from placet.gateway.store import ApiKey, Store, TaskRow
 
 _STATE_S = 0.2
 _HANDED_OUT_S = 600
-_MAX_NONCE_WORDS = 64
+_HANDED_OUT_PLACES = 4_096
+_MAX_NONCE_WORDS = 4
+_NONCE_WORD_BITS = 64
 DEFAULT_DEADLINE_S = 600
+
+
+@dataclass(slots=True)
+class _HandedOut:
+    """The word of nonces that a tenant is given for one sender, and which of its bits were given out already."""
+
+    at: float
+    word: int = 0
+    bits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,7 @@ class Intents:
         self._results = results
         self._clock = clock
         self._states: dict[tuple[int, Address], tuple[float, BlockState]] = {}
-        self._handed_out: OrderedDict[tuple[int, Address, Address, int], float] = OrderedDict()
+        self._handed_out: dict[str, OrderedDict[tuple[int, Address, Address], _HandedOut]] = {}
         self._in_hand: dict[Hash32, tuple[Hash32, asyncio.Task[_Found]]] = {}
 
     async def state_of(self, chain_id: int, client: Address) -> tuple[BlockState, Pins]:
@@ -123,7 +135,7 @@ class Intents:
         """
         self.check_client(key, client)
         _, pins = await self.state_of(chain_id, client)
-        nonce = await self._unused_nonce(chain_id, client, call["sender"])
+        nonce = await self._unused_nonce(chain_id, client, call["sender"], key.id)
         intent = Intent(
             sender=call["sender"],
             to=call["to"],
@@ -151,21 +163,29 @@ class Intents:
             **({"warning": governed} if governed else {}),
         }
 
-    async def _unused_nonce(self, chain_id: int, client: Address, sender: Address) -> int:
-        """The lowest bit that is clear on chain and was not handed out lately: bits of one word share a storage slot, so they are cheap."""
+    async def _unused_nonce(self, chain_id: int, client: Address, sender: Address, tenant: str) -> int:
+        """A nonce that is not spent and that this tenant was not given lately. Bits of one word share a storage slot, so a word is used up
+        before another is begun; after the first, words are chosen at random. What other tenants ask for takes none away."""
         now = self._clock()
-        while self._handed_out and next(iter(self._handed_out.values())) < now - _HANDED_OUT_S:
-            self._handed_out.popitem(last=False)
+        places = self._handed_out.setdefault(tenant, OrderedDict())
+        given = places.setdefault((chain_id, client, sender), _HandedOut(now))
+        given.at = now
+        places.move_to_end((chain_id, client, sender))
+        while len(places) > _HANDED_OUT_PLACES or next(iter(places.values())).at < now - _HANDED_OUT_S:
+            places.popitem(last=False)
         reader = self._chains[chain_id]
-        for word in range(_MAX_NONCE_WORDS):
+        for _ in range(_MAX_NONCE_WORDS):
+            word = given.word
             answer = await reader.rpc.eth_call(reader.deployment.validator, contracts.nonce_bitmap_call(client, sender, word))
-            used = contracts.decode_uint(answer)
-            for bit in range(256):
-                nonce = 256 * word + bit
-                if not used >> bit & 1 and (chain_id, client, sender, nonce) not in self._handed_out:
-                    self._handed_out[(chain_id, client, sender, nonce)] = now
-                    return nonce
-        raise Unavailable("no unused nonce among the first 16384; choose one yourself")
+            if word != given.word:
+                continue  # another call of the same tenant has just begun a new word
+            free = ~(contracts.decode_uint(answer) | given.bits) & UINT256_MAX
+            if free:
+                lowest = free & -free
+                given.bits |= lowest
+                return 256 * word + lowest.bit_length() - 1
+            given.word, given.bits = secrets.randbits(_NONCE_WORD_BITS), 0
+        raise Unavailable("no unused nonce was found; choose one yourself")
 
     # --- submit
 

@@ -11,7 +11,8 @@ import secrets
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from placet.core.db import connect
 from placet.core.errors import RateLimited, Unauthenticated
@@ -21,6 +22,8 @@ from placet.gateway.store import ApiKey, Store
 _FORM = re.compile(r"placet_([0-9a-f]{16})_([0-9a-f]{64})\Z")
 _CACHE_S = 5.0
 _CACHED = 4096
+_LEAST_CPU_MS = 10.0
+"""What a simulation costs, whatever it comes to: reading the policy, starting, answering."""
 
 
 def new_key(
@@ -58,6 +61,7 @@ class Authenticator:
         self._clock = clock
         self._found: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
         self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
+        self._simulating: set[str] = set()
 
     async def authenticate(self, header: str | None) -> ApiKey:
         """The key behind `Authorization: Bearer …`.
@@ -76,17 +80,24 @@ class Authenticator:
         self._spend(key, "requests", key.requests_per_s, 1)
         return key
 
-    def spend_cpu(self, key: ApiKey, milliseconds: float) -> None:
-        """Charge simulation CPU. Raises RateLimited."""
-        self._spend(key, "cpu", key.cpu_ms_per_s, milliseconds)
+    @contextmanager
+    def simulating(self, key: ApiKey) -> Iterator[None]:
+        """Charge what is done inside to the key's CPU budget, however it ends; one piece of work a key at a time.
 
-    def charge_cpu(self, key: ApiKey, milliseconds: float) -> None:
-        """Charge CPU that was used already; the budget may go below zero, and is then waited out."""
-        bucket = self._buckets.get((key.id, "cpu"))
-        if bucket is not None:
-            bucket.tokens -= milliseconds
+        The budget may go below zero, by one simulation at most, and is then waited out. Raises RateLimited.
+        """
+        if key.id in self._simulating:
+            raise RateLimited("this key has a simulation under way; one at a time")
+        bucket = self._spend(key, "cpu", key.cpu_ms_per_s, _LEAST_CPU_MS)
+        self._simulating.add(key.id)
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._simulating.discard(key.id)
+            bucket.tokens -= max(0.0, 1000 * (self._clock() - started) - _LEAST_CPU_MS)
 
-    def _spend(self, key: ApiKey, what: str, rate: float, amount: float) -> None:
+    def _spend(self, key: ApiKey, what: str, rate: float, amount: float) -> Bucket:
         now = self._clock()
         bucket = self._buckets.setdefault((key.id, what), Bucket(rate, now))
         self._buckets.move_to_end((key.id, what))
@@ -94,6 +105,7 @@ class Authenticator:
             self._buckets.popitem(last=False)
         if not bucket.take(amount, now):
             raise RateLimited(f"this key may use {rate} {'requests' if what == 'requests' else 'ms of CPU'} a second", limit=rate)
+        return bucket
 
     async def _find(self, key_id: str) -> ApiKey | None:
         now = self._clock()

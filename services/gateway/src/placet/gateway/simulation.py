@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +34,9 @@ _KEPT_TREES = 64
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """The outcome of a simulation, and the CPU it took (wall milliseconds of the workers)."""
+    """The outcome of a simulation."""
 
     answer: dict[str, Any]
-    milliseconds: float
 
 
 def policy_source(policy: Policy) -> PolicySource:
@@ -52,34 +50,36 @@ def policy_source(policy: Policy) -> PolicySource:
 
 
 class Simulator:
-    """A pool of workers; started with the first simulation."""
+    """Workers for simulations, and one of its own for the denials of everybody: simulations do not hold those up."""
 
     def __init__(self, cache: Path, workers: int, rpc_urls: Mapping[int, tuple[str, ...]], private_hosts: Sequence[str] = ()) -> None:
         self._pool = WorkerPool(cache_dir=cache, size=workers, queue_limit=64)
+        self._denials = WorkerPool(cache_dir=cache, size=1, queue_limit=64)
         self._rpc_urls = rpc_urls
         self._private_hosts = frozenset(private_hosts)
         self._syntax: OrderedDict[bytes, str] = OrderedDict()
         self._starting = asyncio.Lock()
-        self._started = False
+        self._started: list[WorkerPool] = []
 
     async def start(self) -> None:
         """Start the workers. Raises Unavailable."""
         try:
-            await self._workers()
+            await self._workers(self._pool)
+            await self._workers(self._denials)
         except SandboxUnavailable as error:
             raise Unavailable(f"simulation: {error}") from None
 
     async def close(self) -> None:
         """End the workers."""
-        if self._started:
-            await self._pool.close()
+        for pool in self._started:
+            await pool.close()
 
-    async def _workers(self) -> WorkerPool:
+    async def _workers(self, pool: WorkerPool) -> WorkerPool:
         async with self._starting:
-            if not self._started:
-                await self._pool.start()
-                self._started = True
-        return self._pool
+            if pool not in self._started:
+                await pool.start()
+                self._started.append(pool)
+        return pool
 
     async def simulate(
         self, bundle: PolicyBundle, context: BatchContext, sequence: int, *, outputs: Sequence[Any] | None, live: bool
@@ -89,19 +89,18 @@ class Simulator:
         Raises:
             InvalidInput: outputs are needed and not given, or do not fit. Unavailable: the pool is busy or a fetch failed.
         """
-        started = time.perf_counter()
         policy = bundle.policy
         denial = early_denial(context, 0, policy)
         if denial is not None:
-            return Simulated({"decision": "deny", "reasons": [{"message": denial}], "evaluated": False}, 0.0)
+            return Simulated({"decision": "deny", "reasons": [{"message": denial}], "evaluated": False})
         try:
             data = await self._data(bundle, context, outputs, live)
-            explanation = await self._explain(bundle, context, sequence, data)
+            explanation = await self._explain(self._pool, bundle, context, sequence, data)
         except SandboxUnavailable as error:
             raise Unavailable(f"simulation: {error}") from None
-        answer = await self._answer(bundle, explanation)
+        answer = await self._answer(self._pool, bundle, explanation)
         answer["data"] = [jsonx_plain(text) for text in data]
-        return Simulated(answer, 1000 * (time.perf_counter() - started))
+        return Simulated(answer)
 
     async def explain_denial(self, bundle: PolicyBundle, context: BatchContext, position: int, sequence: int, data: bytes) -> list[Any]:
         """Reasons of a certified denial with the rules and lines that caused them, from its evidence's data part."""
@@ -110,8 +109,8 @@ class Simulator:
             return []
         fractions = any(Manifest.parse(item.manifest).fractions for item in bundle.policy_data)
         parsed = jsonx.parse(data, field="data", max_bytes=limits.MAX_OBSERVATION_BLOB_BYTES, fractions=fractions)
-        explanation = await self._explain(bundle, context, sequence, [jsonx.canonical(item) for item in parsed], position)
-        found: list[Any] = (await self._answer(bundle, explanation))["reasons"]
+        explanation = await self._explain(self._denials, bundle, context, sequence, [jsonx.canonical(item) for item in parsed], position)
+        found: list[Any] = (await self._answer(self._denials, bundle, explanation))["reasons"]
         return found
 
     async def _data(self, bundle: PolicyBundle, context: BatchContext, outputs: Sequence[Any] | None, live: bool) -> list[bytes]:
@@ -122,7 +121,7 @@ class Simulator:
             return [jsonx.canonical(item) for item in outputs]
         if manifests and not live:
             raise InvalidInput("/data: the policy is not admitted, so its components do not run here; give their outputs", field="/data")
-        pool = await self._workers()
+        pool = await self._workers(self._pool)
         batch = context.batch
         source = task_input(context, 0, bundle.policy, 0)
         out = []
@@ -150,10 +149,10 @@ class Simulator:
         return out
 
     async def _explain(
-        self, bundle: PolicyBundle, context: BatchContext, sequence: int, data: Sequence[bytes], position: int = 0
+        self, pool: WorkerPool, bundle: PolicyBundle, context: BatchContext, sequence: int, data: Sequence[bytes], position: int = 0
     ) -> Explanation:
         policy = bundle.policy
-        pool = await self._workers()
+        pool = await self._workers(pool)
         source = task_input(context, position, policy, sequence)
         sections = [DataSection("args", source.args_json), DataSection("task", source.task_json)]
         for text, artefact in zip(data, bundle.policy_data, strict=False):
@@ -165,10 +164,10 @@ class Simulator:
         except EvaluationFailed as error:
             return Explanation(None, str(error), (), {}, 0)
 
-    async def _answer(self, bundle: PolicyBundle, explanation: Explanation) -> dict[str, Any]:
+    async def _answer(self, pool: WorkerPool, bundle: PolicyBundle, explanation: Explanation) -> dict[str, Any]:
         decision = parse_decision(explanation.value_json)
         messages = (explanation.error,) if explanation.error else decision.reasons
-        syntax = await self._syntax_of(bundle)
+        syntax = await self._syntax_of(pool, bundle)
         places = {place.message: place for place in reversed(reason_places(syntax, explanation, messages))}
         reasons: list[dict[str, Any]] = []
         for message in messages:
@@ -188,11 +187,11 @@ class Simulator:
             ],
         }
 
-    async def _syntax_of(self, bundle: PolicyBundle) -> str:
+    async def _syntax_of(self, pool: WorkerPool, bundle: PolicyBundle) -> str:
         """The policy's syntax trees, kept by policy id."""
         found = self._syntax.get(bundle.id)
         if found is None:
-            pool = await self._workers()
+            pool = await self._workers(pool)
             found = await pool.syntax_json({module.name: module.source.decode() for module in bundle.policy.modules})
             self._syntax[bundle.id] = found
             while len(self._syntax) > _KEPT_TREES:
