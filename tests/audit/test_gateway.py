@@ -88,7 +88,8 @@ class _Bitmap:
 
 async def test_25_a_stranger_cannot_take_all_nonces_of_a_sender() -> None:
     chain = _Chain(rig.operator_set(rig.identities()), {})
-    chain.rpc = cast(Any, _Bitmap())
+    bitmap = _Bitmap()
+    chain.rpc = cast(Any, bitmap)
     nothing = cast(Any, None)
     intents = Intents(chains={rig.CHAIN: cast(Any, chain)}, store=nothing, policies=nothing, batcher=nothing, results=nothing)
     mallory, alice = new_key("mallory")[0], new_key("alice")[0]
@@ -98,7 +99,7 @@ async def test_25_a_stranger_cannot_take_all_nonces_of_a_sender() -> None:
     assert given[:256] == list(range(256))  # one word, which is one storage slot
     assert len(set(given)) == 300
     assert max(given) >> 8 == given[256] >> 8  # and then another word
-    assert chain.rpc.asked < 64 * 256 + 400
+    assert bitmap.asked < 64 * 256 + 400
 
 
 class _Policies:

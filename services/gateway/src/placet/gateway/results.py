@@ -269,6 +269,7 @@ class Results:
                 chain_id=context.batch.chain_id,
                 validator=context.batch.validator,
                 quorum_bps=quorum_bps,
+                salts=[task.salt for task in context.batch.tasks],  # the reasons are shown, so they are held against the evidence
             )
             quorum = await asyncio.to_thread(
                 contracts.quorum_proof,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from placet.core import bls
@@ -159,11 +159,19 @@ def _check_evidence(
 
 
 def verify_group(
-    group: AttestationGroup, *, operators: OperatorSet, chain_id: int, validator: Address, quorum_bps: int
+    group: AttestationGroup,
+    *,
+    operators: OperatorSet,
+    chain_id: int,
+    validator: Address,
+    quorum_bps: int,
+    salts: Sequence[Hash32] | None = None,
 ) -> list[tuple[Hash32, ...]]:
     """Verify a whole certified group at once, and return the inclusion proof of each of its leaves.
 
-    For services that read the attestations topic: one pairing for the group, whatever its size.
+    For services that read the attestations topic: one pairing for the group, whatever its size. With `salts`, those of the batch's tasks by
+    their numbers, each decision shown is also what its leaf commits to; without, nothing vouches for `decided.decision`, and for reasons
+    least of all: who shows them to anybody must give the salts.
 
     Raises:
         VerificationFailed: naming what does not hold.
@@ -186,6 +194,13 @@ def verify_group(
     if not bls.fast_aggregate_verify([operator.bls_key for operator in signers], digest, group.aggregate_signature):
         raise VerificationFailed("the aggregate signature does not verify", field="aggregateSignature")
     for decided in group.decided:
-        if evidence_hash(dict(zip(EVIDENCE_PARTS, decided.evidence_parts, strict=True))) != decided.leaf.evidence:
+        parts = dict(zip(EVIDENCE_PARTS, decided.evidence_parts, strict=True))
+        if evidence_hash(parts) != decided.leaf.evidence:
             raise VerificationFailed("the evidence parts do not make the leaf's digest", field="evidence")
+        if salts is None:
+            continue
+        if decided.task >= len(salts):
+            raise VerificationFailed("the group names a task outside the batch", field="decided")
+        if evidence_part_hash("decision", part_salt(salts[decided.task], "decision"), decided.decision) != parts["decision"]:
+            raise VerificationFailed("the decision shown is not the one the leaf commits to", field="decision")
     return [tuple(proof) for proof in proofs]
