@@ -30,11 +30,6 @@ class _Pool:
         raise _Stop
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="audit 21: one private host that the operator allows opens every private address to the manifests that name it",
-)
 async def test_an_allowed_private_host_allows_no_other() -> None:
     """The operator allows its own price feed; a stranger's manifest names it beside a name that resolves to the metadata service."""
     pool = _Pool()
@@ -54,17 +49,46 @@ async def test_an_allowed_private_host_allows_no_other() -> None:
     with pytest.raises(_Stop):
         await components._run(cast(Any, loaded), 0, rig.batch(rig.task()), 0)
     assert pool.host is not None
-    policy = FetchPolicy(hosts, allow_http=pool.host.allow_http, allow_private=pool.host.allow_private)
+    policy = FetchPolicy(hosts, private_hosts=pool.host.private_hosts)
     fetcher = Fetcher(policy, resolver=lambda host, port: ["169.254.169.254"])
     with pytest.raises(FetchDenied):
         fetcher._addresses("metadata.evil.example", 443, cast(Any, SimpleNamespace(left=lambda: 1.0)))
+    for denied in ("http://metadata.evil.example/", "http://metadata.evil.example:8080/", "http://prices.internal/"):
+        with pytest.raises(FetchDenied):
+            fetcher._checked_url(denied)
+    for port in (443, 80, 8081):
+        with pytest.raises(FetchDenied):
+            fetcher._addresses("prices.internal", port, cast(Any, SimpleNamespace(left=lambda: 1.0)))
+    assert fetcher._checked_url("http://Prices.internal:8080/eth").port == 8080
+    assert fetcher._addresses("prices.internal", 8080, cast(Any, SimpleNamespace(left=lambda: 1.0))) == ["169.254.169.254"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="audit 21: a cloud's wire server has a public address and is reached from inside only"
+@pytest.mark.parametrize(("port", "allowed"), [(443, True), (80, False), (8080, False)])
+def test_an_allowed_private_host_without_a_port_is_for_https(port: int, allowed: bool) -> None:
+    fetcher = Fetcher(FetchPolicy(("*.internal",), private_hosts=("prices.internal",)), resolver=lambda host, port: ["10.0.0.1"])
+    assert fetcher._is_private_host("prices.internal", port) is allowed
+    with pytest.raises(FetchDenied):
+        fetcher._addresses("other.internal", port, cast(Any, SimpleNamespace(left=lambda: 1.0)))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "168.63.129.16",
+        "::ffff:168.63.129.16",
+        "161.26.0.10",
+        "166.9.1.1",
+        "199.36.153.4",
+        "199.36.153.11",
+        "100.100.100.200",
+        "192.0.0.192",
+        "169.254.170.2",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+    ],
 )
-def test_azures_wire_server_is_not_public() -> None:
-    assert not is_public("168.63.129.16")
+def test_what_a_cloud_shows_only_to_its_own_machines_is_not_public(address: str) -> None:
+    assert not is_public(address)
 
 
 @pytest.mark.parametrize(

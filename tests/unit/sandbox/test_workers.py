@@ -246,13 +246,13 @@ async def test_28_the_worker_s_fetcher_follows_the_manifest_and_the_pool_s_confi
     )
     manifest = kit.manifest(allowed_hosts=[f"localhost:{port}"])
     admitted = await pool.admit_component(component, manifest)
-    local = HostConfig(allow_http=True, allow_private=True)
+    local = HostConfig(private_hosts=(f"localhost:{port}",))
     result = await pool.run_component(admitted.sha256, manifest, kit.request(), local)
     assert result.output_json == '{"v":5}'
     assert not result.pure
     replayed = await pool.run_component(admitted.sha256, manifest, kit.request(), HostConfig(network=False), replay=result.transcript)
     assert (replayed.output_json, replayed.fuel) == (result.output_json, result.fuel)
-    for host in (HostConfig(), HostConfig(allow_http=True), HostConfig(network=False)):
+    for host in (HostConfig(), HostConfig(private_hosts=("localhost:1",)), HostConfig(network=False)):
         with pytest.raises(ComponentFailed) as failed:
             await pool.run_component(admitted.sha256, manifest, kit.request(), host)
         assert not failed.value.pure

@@ -236,11 +236,9 @@ def _observed(manifest: Manifest, sha256: str, arguments: str, run: ComponentRun
 
 
 def _host(manifest: Manifest, reach: Reach, situation: Situation) -> LiveHost:
-    private = any(host in reach.private_hosts for host in manifest.allowed_hosts)
     policy = FetchPolicy(
         manifest.allowed_hosts,
-        allow_http=private,
-        allow_private=private,
+        private_hosts=reach.private_hosts,
         total_timeout_s=manifest.limits.deadline_ms / 1_000,
         max_response_bytes=manifest.limits.response_bytes,
         ca_file=reach.ca_file,

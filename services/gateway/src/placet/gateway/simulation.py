@@ -56,7 +56,7 @@ class Simulator:
         self._pool = WorkerPool(cache_dir=cache, size=workers, queue_limit=64)
         self._denials = WorkerPool(cache_dir=cache, size=1, queue_limit=64)
         self._rpc_urls = rpc_urls
-        self._private_hosts = frozenset(private_hosts)
+        self._private_hosts = tuple(private_hosts)
         self._syntax: OrderedDict[bytes, str] = OrderedDict()
         self._starting = asyncio.Lock()
         self._started: list[WorkerPool] = []
@@ -136,9 +136,8 @@ class Simulator:
                 source.input_json,
                 bundle.policy.params.decode(),
             )
-            private = any(host in self._private_hosts for host in manifest.allowed_hosts)
             endpoint = ChainEndpoint(self._rpc_urls[batch.chain_id], hex0x(batch.block_hash))
-            host = HostConfig(allow_http=private, allow_private=private, endpoint=endpoint)
+            host = HostConfig(private_hosts=self._private_hosts, endpoint=endpoint)
             try:
                 await pool.admit_component(artefact.component, artefact.manifest)
                 sha256 = hashlib.sha256(artefact.component).hexdigest()

@@ -145,12 +145,10 @@ class Components:
             intent_json=source.input_json,
             params_json=loaded.policy.params.decode(),
         )
-        private = any(host in self._private_hosts for host in info.manifest.allowed_hosts)
         host = HostConfig(
             secrets=dict(self._secrets.get(hex0x(info.artefact.id), {})),
             endpoint=ChainEndpoint(self._rpc_urls[batch.chain_id], hex0x(batch.block_hash)),
-            allow_http=private,
-            allow_private=private,
+            private_hosts=self._private_hosts,
         )
         pool = await self._workers()
         empty = Hash32(hashlib.sha256(b"").digest())

@@ -84,9 +84,12 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """`allowed_hosts` as in a manifest. `allow_http` and `allow_private` are for development and for an operator's own endpoints."""
+    """`allowed_hosts` as in a manifest. `private_hosts` are those among them, each a `host:port`, that may speak plain HTTP and lie on
+    this network; the others may not, whatever else the manifest lists. `allow_http` and `allow_private` open all of them: for the
+    caller's own endpoints."""
 
     allowed_hosts: tuple[str, ...]
+    private_hosts: tuple[str, ...] = ()
     allow_http: bool = False
     allow_private: bool = False
     connect_timeout_s: float = 3.0
@@ -142,7 +145,7 @@ class Fetcher:
             raise FetchDenied("URL with a broken host or port") from None
         if not host or url.username is not None or url.password is not None or "@" in url.netloc:
             raise FetchDenied("URL without a host, or with credentials")
-        if url.scheme != "https" and not self.policy.allow_http:
+        if url.scheme != "https" and not self.policy.allow_http and not self._is_private_host(host, port or _default_port(url.scheme)):
             raise FetchDenied("only https")
         if not host_allowed(host, port or _default_port(url.scheme), url.scheme, self.policy.allowed_hosts):
             raise FetchDenied(f"host {host[:253]} is not in the manifest")
@@ -195,10 +198,16 @@ class Fetcher:
     def _addresses(self, host: str, port: int, deadline: _Deadline) -> list[str]:
         """The addresses that may be connected to, at most four, in the resolver's order."""
         found = _resolve_within(self.resolver, host, port, deadline)
-        allowed = [text for text in found if self.policy.allow_private or is_public(text)]
+        anywhere = self.policy.allow_private or self._is_private_host(host, port)
+        allowed = [text for text in found if anywhere or is_public(text)]
         if not allowed:
             raise FetchDenied(f"host {host[:253]} has no public address")
         return allowed[:MAX_ADDRESSES]
+
+    def _is_private_host(self, host: str, port: int) -> bool:
+        """Whether exactly this place is one that may lie on this network. An entry without a port is for https."""
+        places = {entry.lower() if ":" in entry else f"{entry.lower()}:443" for entry in self.policy.private_hosts}
+        return f"{host.lower()}:{port}" in places
 
     def _connected(self, addresses: Sequence[str], port: int, deadline: _Deadline) -> socket.socket:
         """The first address that answers: a name may have an IPv6 address where this machine has no IPv6."""
@@ -219,9 +228,24 @@ class Fetcher:
         return self._tls
 
 
+_ONLY_FROM_INSIDE = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "192.0.0.0/24",  # Oracle Cloud: metadata of older machines; protocol assignments, some of them global to some Pythons
+        "168.63.129.16/32",  # Azure: wire server, DNS, health
+        "161.26.0.0/16",  # IBM Cloud: platform services
+        "166.8.0.0/14",  # IBM Cloud: service endpoints
+        "199.36.153.4/30",  # Google Cloud: restricted.googleapis.com
+        "199.36.153.8/30",  # Google Cloud: private.googleapis.com
+    )
+)
+"""Addresses that look public and that a cloud's machines reach its platform at. (Other metadata services are link-local, shared or
+unique local addresses.)"""
+
+
 def is_public(text: str) -> bool:
     """Whether an address is one of the public internet: not private, loopback, link-local (metadata services), shared,
-    multicast or reserved, and not one of these wrapped into an IPv6 address."""
+    multicast or reserved, not a cloud's platform, and not one of these wrapped into an IPv6 address."""
     try:
         address: Address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -238,6 +262,8 @@ def is_public(text: str) -> bool:
             return is_public(str(inner))
         if address.is_site_local:
             return False
+    if any(address in network for network in _ONLY_FROM_INSIDE):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved and not address.is_unspecified
 
 

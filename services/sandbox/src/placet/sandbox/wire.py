@@ -24,13 +24,12 @@ Message = dict[str, Any]
 class HostConfig:
     """What a component run in a worker may reach, besides what its manifest says.
 
-    `network` False takes the fetcher away (simulation of components that are not admitted). `allow_http` and `allow_private`
-    are for development. `ca_file` replaces the system's trust roots.
+    `network` False takes the fetcher away (simulation of components that are not admitted). `private_hosts`: see
+    `FetchPolicy`. `ca_file` replaces the system's trust roots.
     """
 
     network: bool = True
-    allow_http: bool = False
-    allow_private: bool = False
+    private_hosts: tuple[str, ...] = ()
     ca_file: str | None = None
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     endpoint: ChainEndpoint | None = None
@@ -71,7 +70,8 @@ def host_from_wire(message: Message) -> HostConfig:
     endpoint = message.pop("endpoint")
     if endpoint is not None:
         endpoint = ChainEndpoint(tuple(endpoint["urls"]), endpoint["block_hash"], endpoint["timeout_s"])
-    return HostConfig(**message, endpoint=endpoint)
+    private_hosts = tuple(message.pop("private_hosts"))
+    return HostConfig(**message, private_hosts=private_hosts, endpoint=endpoint)
 
 
 def evaluation_to_wire(evaluation: Evaluation) -> Message:

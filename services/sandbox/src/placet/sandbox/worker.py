@@ -74,8 +74,7 @@ class _Worker:
             fetcher = Fetcher(
                 FetchPolicy(
                     manifest.allowed_hosts,
-                    allow_http=config.allow_http,
-                    allow_private=config.allow_private,
+                    private_hosts=config.private_hosts,
                     total_timeout_s=manifest.limits.deadline_ms / 1_000,
                     max_response_bytes=manifest.limits.response_bytes,
                     ca_file=config.ca_file,
