@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
+
+import coincurve
 
 from placet.aggregator.service import AggregatorService, Timing
 from placet.core import bls, topics, wire
@@ -19,6 +21,7 @@ from placet.core.digests import certificate_digest, key_id, leaf_struct_hash
 from placet.core.envelope import Kind, LocalBusSigner, seal
 from placet.core.evm.reader import BlockState, ChainReader, Deployment
 from placet.core.evm.rpc import Block
+from placet.core.keccak import keccak256
 from placet.core.merkle import leaf_hash, root_and_proofs
 from placet.core.messages import GroupResponse, Observation, Response, TaskObservation
 from placet.core.objects import ObjectStore
@@ -44,7 +47,8 @@ CHAIN = 31337
 VALIDATOR = Address(b"\x11" * 20)
 CLIENT = Address(b"\xcc" * 20)
 OTHER_CLIENT = Address(b"\xdd" * 20)
-ALICE = Address(b"\xa1" * 20)
+ALICE_KEY = coincurve.PrivateKey(b"\xa1" * 32)
+ALICE = Address(keccak256(ALICE_KEY.public_key.format(compressed=False)[1:])[12:])
 POLICY_ID = Hash32(b"\x77" * 32)
 BLOCK = Block(100, Hash32(b"\x0b" * 32), Hash32(b"\x0a" * 32), 0, 0)
 CALL = "ping()"
@@ -101,6 +105,15 @@ def batch(*tasks: Task, timestamp: int | None = None, observe_for_ms: int = 300)
     """A batch of them, stamped now."""
     stamp = int(time.time()) if timestamp is None else timestamp
     return BatchContext.of(TaskBatch(CHAIN, VALIDATOR, POLICY_ID, 1, stamp, BLOCK.number, BLOCK.hash, observe_for_ms, tasks))
+
+
+def signed_batch(*tasks: Task) -> BatchContext:
+    """The same, each intent signed by Alice."""
+    signed = []
+    for item, digest in zip(tasks, batch(*tasks).intent_hashes, strict=True):
+        signature = ALICE_KEY.sign_recoverable(digest, hasher=None)
+        signed.append(replace(item, signature=signature[:64] + bytes([27 + signature[64]])))
+    return batch(*signed)
 
 
 def policy(*, retry_after: int = 0) -> Policy:

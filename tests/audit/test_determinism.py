@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from placet.core.consensus import Rule, RuleKind, Threshold, agree_document, check_rules
 from placet.core.decision import early_denial
 from placet.core.errors import InvalidInput
 from tests.audit import rig
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="audit 20: a reason that is signed quotes text as this Python's Unicode tables print it"
-)
 def test_17_a_signed_reason_does_not_depend_on_pythons_unicode_tables() -> None:
     """U+1FA75 came with Unicode 15: `repr` escapes it in Python 3.11 and prints it in 3.12, both of which are supported."""
     context = rig.batch(rig.task(signature="ping\U0001fa75()"))
@@ -22,11 +17,6 @@ def test_17_a_signed_reason_does_not_depend_on_pythons_unicode_tables() -> None:
     assert "1fa75" not in reason
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=KeyError,
-    reason="audit 20: a pointer that ends in / means one place to the cutter and another to the reader; agreeing raises KeyError",
-)
 def test_a_rule_at_a_place_that_is_read_in_two_ways_is_refused_or_works() -> None:
     rules = {"/price/": Rule(RuleKind.MAJORITY)}
     try:

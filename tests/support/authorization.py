@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import coincurve
+
 from placet.core import bls, topics, wire
 from placet.core.batch import BatchContext
 from placet.core.bundle import PolicyBundle
@@ -53,7 +55,8 @@ ROOT = Path(__file__).parents[2]
 CHAIN_ID = 31337
 VALIDATOR = Address(b"\x0a" * 20)
 CLIENT = Address(b"\x0c" * 20)
-SENDER = Address(b"\x0e" * 20)
+SENDER_KEY = coincurve.PrivateKey(b"\x0e" * 32)
+SENDER = Address(keccak256(SENDER_KEY.public_key.format(compressed=False)[1:])[12:])
 WITHDRAW = "withdraw(uint256,address,address)"
 GATEWAY = LocalBusSigner(b"g" * 32)
 AGGREGATOR = LocalBusSigner(b"a" * 32)
@@ -203,6 +206,15 @@ class World:
             "tasks": made,
         }
         return BatchContext.of(TaskBatch(**(values | changes)))
+
+    def signed_batch(self, tasks: int = 1, **changes: Any) -> BatchContext:
+        """The same, each intent signed by its sender."""
+        plain = self.batch(tasks, **changes)
+        made = []
+        for task, digest in zip(plain.batch.tasks, plain.intent_hashes, strict=True):
+            signature = SENDER_KEY.sign_recoverable(digest, hasher=None)
+            made.append(replace(task, signature=signature[:64] + bytes([27 + signature[64]])))
+        return BatchContext.of(replace(plain.batch, tasks=tuple(made)))
 
     # --- messages
 

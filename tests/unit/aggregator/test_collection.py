@@ -9,14 +9,14 @@ from placet.core import bls
 from placet.core.batch import BatchContext
 from placet.core.digests import certificate_digest
 from placet.core.errors import VerificationFailed
-from placet.core.messages import Abstention, DecidedTask, positions_of
-from placet.core.types import Pins
+from placet.core.messages import Abstention, DecidedTask, Observation, TaskObservation, positions_of
+from placet.core.types import ZERO_HASH
 from placet.verify import verify_group
-from tests.support.authorization import CHAIN_ID, CLIENT, VALIDATOR, Member, World, other_leaf
+from tests.support.authorization import CHAIN_ID, VALIDATOR, Member, World, other_leaf
 
 
 def collection(world: World, context: BatchContext) -> Collection:
-    return Collection(context, world.operators, world.chain.pins, 6667)
+    return Collection(context, world.operators, 6667)
 
 
 def vote(world: World, of: Collection, member: Member, decided: list[DecidedTask]) -> None:
@@ -68,10 +68,10 @@ def test_two_different_roots_never_add_up() -> None:
     assert len({reason.message for reason in failure.reasons}) == 2
 
 
-def test_the_highest_threshold_of_the_clients_in_a_group_counts() -> None:
+def test_a_batch_whose_quorum_is_everybody_needs_everybody() -> None:
     world = World()
     context = world.batch()
-    of = Collection(context, world.operators, {CLIENT: Pins(world.policy_id, world.chain.pins[CLIENT].ordering, 10_000, 0, 0)}, 10_000)
+    of = Collection(context, world.operators, 10_000)
     for member in world.members[:3]:
         vote(world, of, member, world.decided(context))
     assert of.ready(99.0, 0.0) == []
@@ -79,10 +79,42 @@ def test_the_highest_threshold_of_the_clients_in_a_group_counts() -> None:
     assert len(of.ready(99.0, 0.0)) == 1
 
 
-def test_a_client_that_follows_another_policy_demands_everybody() -> None:
+def observed(of: Collection, member: Member, output: bytes | None) -> None:
+    """`member` reports this output for every task; None vouches for them without data."""
+    outputs = () if output is None else (output,)
+    tasks = tuple(TaskObservation(task, outputs, tuple(ZERO_HASH for _ in outputs)) for task in range(of.size))
+    of.note_observation(member.address, b"", Observation(tasks, (), "test"))
+
+
+def test_a_batch_is_settled_when_quorum_stake_said_the_same_bytes_for_every_task() -> None:
     world = World()
-    of = Collection(world.batch(), world.operators, {}, 10_000)
-    assert of.threshold_of([0]) == 10_000
+    of = collection(world, world.batch(2))
+    for member, output in zip(world.members[:3], (b"1", b"1", b"2"), strict=True):
+        observed(of, member, output)
+    assert of.heard_quorum()
+    assert not of.is_settled()
+    observed(of, world.members[3], b"1")
+    assert of.is_settled()
+
+
+def test_answers_of_two_worlds_make_no_quorum_together() -> None:
+    """Observations of data and Responses to the whole batch exclude each other: what counts is one or the other."""
+    world = World()
+    context = world.batch()
+    of = collection(world, context)
+    for member in world.members[:2]:
+        observed(of, member, b"1")
+    for member in world.members[2:]:
+        of.note_whole_response(member.address, b"", Observation((TaskObservation(0, (), ()),), (), "test"))
+    assert of.has_heard_all()
+    assert not of.heard_quorum()
+    assert not of.with_outputs, "two against two: nobody can tell"
+    neutral = collection(world, context)
+    observed(neutral, world.members[0], b"1")
+    for member in world.members[1:3]:
+        observed(neutral, member, None)
+    assert neutral.heard_quorum()
+    assert neutral.with_outputs
 
 
 def test_a_task_that_too_many_abstain_from_is_hopeless_and_the_others_are_not() -> None:

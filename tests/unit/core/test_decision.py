@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from eth_abi import abi
 
+from placet.core import limits
 from placet.core.batch import BatchContext, quorum_of
 from placet.core.calls import parse_signature
 from placet.core.decision import (
@@ -18,6 +21,8 @@ from placet.core.decision import (
     decision_content,
     early_denial,
     failure_in,
+    is_of_policy,
+    max_decision_bytes,
     task_input,
 )
 from placet.core.digests import evidence_hash
@@ -163,12 +168,38 @@ def test_a_component_failure_is_told_from_any_output_a_component_may_give() -> N
         assert failure_in(output) is None
 
 
-def test_the_quorum_of_a_batch_is_the_strictest_of_its_clients_that_follow_the_policy() -> None:
+def test_the_quorum_of_a_batch_is_that_of_its_first_task_whose_client_follows_the_policy() -> None:
     mine, other = Hash32(b"\1" * 32), Hash32(b"\2" * 32)
 
     def pins(policy_id: Hash32, bps: int) -> Pins:
         return Pins(policy_id, Ordering.FREE, bps, 1, 1)
 
-    clients = {Address(bytes([i]) * 20): item for i, item in enumerate([pins(mine, 5000), pins(mine, 8000), pins(other, 9999)])}
-    assert quorum_of(clients, mine) == 8000
-    assert quorum_of({}, mine) is None
+    one = context().batch
+    clients = [Address(bytes([number]) * 20) for number in range(1, 4)]
+    batch = replace(one, policy_id=mine, tasks=tuple(replace(one.tasks[0], policy_client=client) for client in clients))
+    first, second, third = clients
+    assert quorum_of(batch, {third: pins(mine, 8000), second: pins(mine, 5000), first: pins(other, 9999)}) == 5000
+    assert quorum_of(batch, {first: pins(other, 9999)}) is None
+    assert quorum_of(batch, {}) is None
+
+
+def test_the_share_of_a_decision_in_a_full_batch_is_kept_by_showing_digests() -> None:
+    assert max_decision_bytes(1) == limits.MAX_DECISION_BYTES
+    assert 256 * max_decision_bytes(256) <= limits.MAX_DECISIONS_BYTES
+    value, reasons = json.dumps({"allow": True, "note": "n" * 2000}), ["r" * 500] * 3
+    whole = json.loads(decision_content(True, reasons, value))
+    assert (whole["value"], whole["reasons"]) == (value, reasons)
+    without_value = json.loads(decision_content(True, reasons, value, max_bytes=1800))
+    assert without_value == {
+        "allow": True,
+        "reasons": reasons,
+        "value": None,
+        "valueSha256": "0x" + hashlib.sha256(value.encode()).hexdigest(),
+    }
+    digests = decision_content(True, reasons, value, max_bytes=max_decision_bytes(256))
+    assert len(digests) < max_decision_bytes(256)
+    assert json.loads(digests)["allow"] is True
+    assert json.loads(digests)["reasons"] == []
+    for content in (decision_content(True, reasons, value), decision_content(True, reasons, value, max_bytes=1000)):
+        assert is_of_policy(content)
+    assert not is_of_policy(decision_content(False, ["the intent's deadline has passed"], None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -75,3 +76,45 @@ def test_pointers(path: str, wanted: Any) -> None:
 def test_a_pointer_to_nothing_is_a_key_error(path: str) -> None:
     with pytest.raises(KeyError):
         jsonx.pointer({"a/b": [1]}, path)
+
+
+def _depth(value: object) -> int:
+    members: list[object] = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return 1 + max(map(_depth, members), default=0) if isinstance(value, dict | list) else 0
+
+
+@given(
+    st.recursive(
+        st.text(alphabet='a"\\[]{}\n', max_size=6) | st.integers(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='"[{\\', max_size=3), inner, max_size=3),
+        max_leaves=20,
+    )
+)
+def test_nesting_is_told_exactly_without_parsing(value: object) -> None:
+    for text in (json.dumps(value).encode(), json.dumps(value, ensure_ascii=False, indent=1).encode()):
+        deepest = _depth(value)
+        assert not jsonx.nests_deeper_than(text, deepest)
+        assert deepest == 0 or jsonx.nests_deeper_than(text, deepest - 1)
+
+
+@given(st.text(alphabet='"\\[]{}:,1 \n', max_size=200))
+def test_18_no_text_is_parsed_deeper_than_allowed(text: str) -> None:
+    if not jsonx.nests_deeper_than(text.encode(), 8):
+        depth = deepest = 0
+        for match in re.finditer(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', text, re.DOTALL):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match.group(), 0)
+            deepest = max(deepest, depth)
+        assert deepest <= 8
+
+
+@pytest.mark.parametrize("text", [b"[" * 200_000, b'{"a":' * 50_000, b'"' + b'\\"' * 100_000, b"[]" * 100_000, b'[["' + b"\\" * 99_999])
+def test_18_hostile_text_is_refused_at_once(text: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        jsonx.parse(text, field="x", max_bytes=1 << 20)
+
+
+def test_18_values_are_counted_before_parsing() -> None:
+    text = b'{"a,b:[":[1,2,{"c":3}]}'
+    assert jsonx.parse(text, field="x", max_bytes=100, max_values=8) == {"a,b:[": [1, 2, {"c": 3}]}
+    with pytest.raises(TooLarge, match="more than 7 values"):
+        jsonx.parse(text, field="x", max_bytes=100, max_values=7)

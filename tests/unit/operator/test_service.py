@@ -56,7 +56,7 @@ class Evaluator:
     async def decide(self, loaded: LoadedPolicy, context: BatchContext, tasks: Sequence[Any], observations: Sequence[bytes]) -> Any:
         self.calls += 1
         self.before()
-        content = decision_content(self.allow, [], None)
+        content = decision_content(self.allow, [], "true" if self.allow else "false")
         made = []
         for task in tasks:
             made.append(
@@ -363,14 +363,33 @@ async def test_20_a_redelivery_sends_the_stored_bytes_and_evaluates_nothing(stag
 
 async def test_20_the_same_task_in_another_batch_gets_no_second_leaf(stage: Stage) -> None:
     context = stage.world.batch()
-    salted = replace(context.batch, tasks=(replace(context.batch.tasks[0], salt=Hash32(b"\x55" * 32)),))
-    other = BatchContext.of(salted)
+    other = BatchContext.of(replace(context.batch, observe_for_ms=501))
     assert other.task_ids == context.task_ids
     assert other.id != context.id
     await stage.batch(context)
     await stage.response(context)
+    stage.evaluator.allow = False  # whatever may make it say something else
     await stage.batch(other)
     await stage.abstained(other, "equivocation_refused")
+
+
+async def test_20_only_the_task_that_was_signed_otherwise_is_abstained_from(stage: Stage) -> None:
+    context = stage.world.batch()
+    await stage.batch(context)
+    await stage.response(context)
+    stage.evaluator.allow = False
+    other = BatchContext.of(replace(stage.world.batch(3).batch, timestamp=context.batch.timestamp))
+    other = BatchContext.of(replace(other.batch, tasks=(*other.batch.tasks[1:], context.batch.tasks[0])))
+    await stage.batch(other)
+    observation = await stage.observation(other)
+    assert [(item.task, item.code) for item in observation.abstentions] == [(2, "equivocation_refused")]
+    assert [item.task for item in observation.tasks] == [0, 1]
+
+
+def test_20_another_salt_is_another_task() -> None:
+    context = World().batch()
+    salted = replace(context.batch, tasks=(replace(context.batch.tasks[0], salt=Hash32(b"\x55" * 32)),))
+    assert BatchContext.of(salted).task_ids != context.task_ids
 
 
 async def test_20_nothing_is_signed_that_was_stamped_before_the_log_began(stage: Stage) -> None:
@@ -541,17 +560,20 @@ async def test_11_a_denied_action_is_abstained_from_until_retry_after(stage: Sta
     policy = replace(bundle.policy, retry_after=60)
     stage.policies.loaded = LoadedPolicy(replace(bundle, policy=policy), None, ())  # type: ignore[arg-type]
     stage.evaluator.allow = False
-    first = stage.world.batch()
+    unsigned = stage.world.batch()
+    await stage.batch(unsigned)
+    await stage.abstained(unsigned, "signature_required")
+    first = stage.world.signed_batch()
     await stage.batch(first)
     await stage.response(first)
 
     stage.evaluator.allow = True
     stage.clock.now += 3
-    again = stage.world.batch(timestamp=first.batch.timestamp + 3)
+    again = stage.world.signed_batch(timestamp=first.batch.timestamp + 3)
     await stage.batch(again)
     assert str(first.batch.timestamp + 60) in await stage.abstained(again, "retry_after")
 
     stage.clock.now += 60
-    later = stage.world.batch(timestamp=first.batch.timestamp + 63)
+    later = stage.world.signed_batch(timestamp=first.batch.timestamp + 63)
     await stage.batch(later)
     assert (await stage.response(later)).groups[0].decided[0].leaf.allow

@@ -6,7 +6,7 @@ operator, and two different answers never add up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from placet.core import bls, jsonx, limits
@@ -14,9 +14,9 @@ from placet.core.batch import BatchContext
 from placet.core.digests import EVIDENCE_PARTS, certificate_digest, evidence_hash, evidence_part_hash, leaf_struct_hash, part_salt
 from placet.core.errors import InvalidInput, VerificationFailed
 from placet.core.merkle import leaf_hash, root_and_proofs
-from placet.core.messages import Abstention, AttestationGroup, DecidedTask, OperatorReason, RelayedTask, TaskFailure, bitmap_of
+from placet.core.messages import Abstention, AttestationGroup, DecidedTask, Observation, OperatorReason, RelayedTask, TaskFailure, bitmap_of
 from placet.core.stake import meets
-from placet.core.types import Address, Certificate, Hash32, OperatorSet, Pins
+from placet.core.types import Address, Certificate, Hash32, OperatorSet
 
 
 def check_decided(context: BatchContext, decided: Sequence[DecidedTask]) -> Certificate:
@@ -89,13 +89,15 @@ class Collection:
 
     context: BatchContext
     operators: OperatorSet
-    pins: Mapping[Address, Pins]
     quorum_bps: int
     heard: dict[Address, bytes] = field(default_factory=dict)
     """Operator -> envelope that vouches for tasks: its Observation, or its Response to the whole batch."""
     vouched: dict[Address, frozenset[int]] = field(default_factory=dict)
-    with_outputs: bool = False
-    """Whether anybody observed data: then Responses come only after a Proposal."""
+    outputs: dict[Address, dict[int, tuple[bytes, ...]]] = field(default_factory=dict)
+    """Operator -> what it observed, task by task. A Response to the whole batch has none."""
+    whole: set[Address] = field(default_factory=set)
+    """Operators that vouch by a Response to the whole batch, which counts only where the policy needs no data."""
+    counted: bool = False
     abstentions: dict[tuple[Address, int], Abstention] = field(default_factory=dict)
     proposal_digest: Hash32 | None = None
     proposed: frozenset[Address] = frozenset()
@@ -116,19 +118,32 @@ class Collection:
         """Tasks without a result."""
         return [task for task in range(self.size) if task not in self.closed]
 
-    def threshold_of(self, tasks: Iterable[int]) -> int:
-        """Highest quorum of the clients of `tasks`; one that follows another policy demands everything."""
-        batch = self.context.batch
-        pins = [self.pins.get(batch.tasks[task].policy_client) for task in tasks]
-        return max(item.quorum_bps if item is not None and item.policy_id == batch.policy_id else 10_000 for item in pins)
+    @property
+    def with_outputs(self) -> bool:
+        """Whether the policy needs data, as far as can be seen from here: then Responses come only after a Proposal."""
+        observers = frozenset(address for address, tasks in self.outputs.items() if any(tasks.values()))
+        return self.operators.stake_of(observers) > self.operators.stake_of(frozenset(self.whole))
 
     def ballot_for(self, decided: tuple[DecidedTask, ...], certificate: Certificate) -> Ballot:
         """The ballot for these leaves, made when it is new."""
         tasks = tuple(item.task for item in decided)
         key = (tasks, certificate.root)
         if key not in self.ballots:
-            self.ballots[key] = Ballot(decided, certificate, self.threshold_of(tasks))
+            self.ballots[key] = Ballot(decided, certificate, self.quorum_bps)
         return self.ballots[key]
+
+    def note_observation(self, operator: Address, envelope: bytes, observation: Observation) -> None:
+        """Remember what an operator observed."""
+        self.heard[operator] = envelope
+        self.vouched[operator] = frozenset(item.task for item in observation.tasks)
+        self.outputs[operator] = {item.task: item.outputs for item in observation.tasks}
+        self.note_abstentions(operator, observation.abstentions)
+
+    def note_whole_response(self, operator: Address, envelope: bytes, observation: Observation) -> None:
+        """Remember that an operator answered the whole batch."""
+        self.heard[operator] = envelope
+        self.vouched[operator] = frozenset(item.task for item in observation.tasks)
+        self.whole.add(operator)
 
     def note_abstentions(self, operator: Address, abstentions: Iterable[Abstention]) -> None:
         """Remember reasons; the first of an operator for a task stands."""
@@ -140,15 +155,31 @@ class Collection:
         return all(operator.address in self.heard for operator in self.operators.operators)
 
     def heard_quorum(self) -> bool:
-        """Whether those heard hold quorum stake."""
-        return meets(self.operators.stake_of(frozenset(self.heard)), self.operators.total_stake, self.quorum_bps)
+        """Whether those heard hold quorum stake: with data Observations count, without it also Responses to the whole batch, and then
+        no Observations of data."""
+        observers = {address for address, tasks in self.outputs.items() if any(tasks.values())}
+        with_data, without = frozenset(self.heard.keys() - self.whole), frozenset(self.heard.keys() - observers)
+        stake = max(self.operators.stake_of(with_data), self.operators.stake_of(without))
+        return meets(stake, self.operators.total_stake, self.quorum_bps)
+
+    def is_settled(self) -> bool:
+        """Whether quorum stake reported the same bytes for every open task, so that nobody still to be heard can change the outcome."""
+        for task in self.open_tasks:
+            stakes: dict[tuple[bytes, ...], int] = {}
+            for address, tasks in self.vouched.items():
+                if task in tasks:
+                    said = self.outputs.get(address, {}).get(task, ())
+                    stakes[said] = stakes.get(said, 0) + self.operators.stake_of(frozenset({address}))
+            if not any(meets(stake, self.operators.total_stake, self.quorum_bps) for stake in stakes.values()):
+                return False
+        return True
 
     def hopeless(self) -> list[int]:
         """Open tasks that can reach no quorum any more, everybody having been heard."""
         out = []
         for task in self.open_tasks:
             possible = frozenset(address for address, tasks in self.vouched.items() if task in tasks)
-            if not meets(self.operators.stake_of(possible), self.operators.total_stake, self.threshold_of([task])):
+            if not meets(self.operators.stake_of(possible), self.operators.total_stake, self.quorum_bps):
                 out.append(task)
         return out
 

@@ -23,10 +23,10 @@ from placet.core.envelope import MAX_ENVELOPE_BYTES, BusSigner, Kind, Message, o
 from placet.core.errors import InvalidInput, PlacetError, Unavailable, VerificationFailed
 from placet.core.evm.reader import ChainReader
 from placet.core.evm.rpc import RpcError
-from placet.core.gen import authorization_pb2 as pb
 from placet.core.keccak import keccak256
-from placet.core.messages import GroupFailure, Observation, Proposal
+from placet.core.messages import GroupFailure, Proposal
 from placet.core.objects import ObjectStore
+from placet.core.proposals import check_listable, fetch_observation, open_observations
 from placet.core.telemetry import metrics, names
 from placet.core.telemetry.scope import tracer
 from placet.core.types import ZERO_HASH, Address, Hash32, hex0x
@@ -42,6 +42,12 @@ _MAX_MESSAGES = 16
 _MAX_RESULT_BYTES = MAX_ENVELOPE_BYTES - 4096
 _RETRY_S = 0.25
 _READ_WITHIN_S = 2.0
+_MAX_EARLY_RECORDS = 512
+_MAX_EARLY_BYTES = 64 << 20
+_MAX_STRANGERS_BYTES = 4 << 20
+"""Of messages that came before their batch; the second when their senders are not known to be operators (as none is at the start)."""
+_SILENT_AFTER = 3
+"""Batches in a row that an operator missed, after which a Proposal does not wait for it."""
 _KEEP_S = limits.BATCH_LIFETIME_S + limits.CLOCK_SKEW_PAST_S + 5
 
 
@@ -62,6 +68,12 @@ class _Actor:
     task: asyncio.Task[None] | None = None
     closed: bool = False
     expires: float = 0.0
+    early_bytes: int = 0
+    """Of what is in the mailbox, how much came before the batch."""
+
+
+def _early_size(record: Record) -> int:
+    return 1024 + len(record.value or b"")
 
 
 class AggregatorService:
@@ -93,12 +105,17 @@ class AggregatorService:
         self._waiting: dict[TopicPartition, deque[tuple[int, Hash32, float]]] = {}
         self._known_proposals: dict[Hash32, Message] = {}
         self._known_results: dict[Hash32, list[Message]] = {}
+        self._silences: dict[Address, int] = {}
+        """Of how many batches in a row nothing was heard from an operator."""
+        self._bus_keys: dict[Address, bytes] = {}
+        self._early_bytes = 0
         self.subscription: Subscription | None = None
 
     # --- the loop
 
     async def run(self) -> None:
         """Consume until cancelled."""
+        await self._learn_operators()
         self.subscription = await self._bus.subscribe(
             _INPUT, GROUP, instance_id=self._instance_id, on_assigned=self._on_assigned, on_revoked=self._on_revoked
         )
@@ -110,6 +127,16 @@ class AggregatorService:
                         self._take(record)
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _learn_operators(self) -> None:
+        """Whose messages may wait for their batch. Without it there is less room for them."""
+        for reader in self._chains.values():
+            try:
+                state = await reader.at((await reader.rpc.block("latest")).hash)
+            except (PlacetError, RpcError) as error:
+                log.warning("operators are not known yet: %s", error)
+            else:
+                self._bus_keys |= {operator.address: operator.bus_key for operator in state.operators.operators}
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for open batches."""
@@ -139,8 +166,10 @@ class AggregatorService:
             if at in partitions:
                 for _offset, batch_id, _expires in self._waiting.pop(at):
                     actor = self._actors.pop(batch_id, None)
-                    if actor is not None and actor.task is not None:
-                        actor.task.cancel()
+                    if actor is not None:
+                        self._ends_early(actor)
+                        if actor.task is not None:
+                            actor.task.cancel()
         log.info("partitions %s given up", sorted(numbers))
 
     def _take(self, record: Record) -> None:
@@ -155,15 +184,48 @@ class AggregatorService:
             return
         if expires < self._clock():
             return
-        actor = self._actors.setdefault(batch_id, _Actor())
-        actor.expires = max(actor.expires, expires)
-        if actor.closed:
-            return
         if record.topic == topics.TASKS:
-            if actor.task is None:
+            actor = self._actors.setdefault(batch_id, _Actor())
+            actor.expires = max(actor.expires, expires)
+            if actor.task is None and not actor.closed:
+                self._ends_early(actor)
                 actor.task = asyncio.create_task(self._work(actor, record), name=f"batch {batch_id.hex()[:8]}")
-        else:
+            return
+        known = self._actors.get(batch_id)
+        if known is not None and known.task is not None:
+            if not known.closed:
+                known.mailbox.put_nowait(record)
+        elif self._is_kept_early(record, known):
+            actor = self._actors.setdefault(batch_id, _Actor())
+            actor.expires = max(actor.expires, expires)
             actor.mailbox.put_nowait(record)
+            actor.early_bytes += _early_size(record)
+            self._early_bytes += _early_size(record)
+
+    def _is_kept_early(self, record: Record, actor: _Actor | None) -> bool:
+        """Whether an operator's message waits for its batch, which was not read yet and may not exist: bounded in number and bytes, and
+        signed, as far as operators are known here."""
+        try:
+            open_envelope(record.value or b"", self._early_key)
+            budget = _MAX_EARLY_BYTES
+        except InvalidInput:
+            return False
+        except VerificationFailed as error:
+            if error.field != "sender":
+                return False
+            budget = _MAX_STRANGERS_BYTES
+        if self._early_bytes + _early_size(record) <= budget and (actor is None or actor.mailbox.qsize() < _MAX_EARLY_RECORDS):
+            return True
+        log.warning("%s: a record of an unknown batch is dropped: too many are waiting", record.topic)
+        return False
+
+    def _ends_early(self, actor: _Actor) -> None:
+        """What waited for a batch waits no more."""
+        self._early_bytes -= actor.early_bytes
+        actor.early_bytes = 0
+
+    def _early_key(self, kind: Kind, sender: bytes) -> bytes | None:
+        return self._bus_keys.get(Address(sender)) if kind in (Kind.OBSERVATION, Kind.RESPONSE) else None
 
     async def _keep_house(self) -> None:
         while True:
@@ -182,7 +244,7 @@ class AggregatorService:
                     log.warning("commit: %s", error)
             for batch_id, actor in list(self._actors.items()):
                 if actor.expires < now and (actor.task is None or actor.task.done()):
-                    self._actors.pop(batch_id)
+                    self._ends_early(self._actors.pop(batch_id))
                     self._known_proposals.pop(batch_id, None)
                     self._known_results.pop(batch_id, None)
 
@@ -230,7 +292,13 @@ class AggregatorService:
         with processing(record, GROUP) as span:
             try:
                 collection = await self._open_patiently(actor, record)
-                await self._collect(collection, actor, record)
+                try:
+                    await self._collect(collection, actor, record)
+                except (BusError, NotAssigned):
+                    raise
+                except Exception:
+                    log.exception("batch %s", hex0x(collection.context.id))
+                    await self._fail(collection, collection.open_tasks, "internal", "the aggregator could not work on this batch")
                 actor.closed = True
                 _SECONDS.observe(time.perf_counter() - started)
             except (InvalidInput, VerificationFailed) as error:
@@ -238,10 +306,11 @@ class AggregatorService:
                 span.set_attribute("error.type", error.code)
                 log.warning("batch dropped: %s", error)
                 await self._bus.publish_dlq(record, error, consumer="aggregator")
-            except (PlacetError, BusError, RpcError) as error:
+            except Exception as error:
                 # Not closed: its offsets stay uncommitted, so whoever owns the partition next tries again until the batch expires.
                 span.set_attribute("error.type", type(error).__name__)
-                log.error("batch left open: %s", error)
+                known = isinstance(error, PlacetError | BusError | RpcError)
+                log.error("batch left open: %s", error, exc_info=None if known else error)
 
     async def _open_patiently(self, actor: _Actor, record: Record) -> Collection:
         """A node that is away for a moment must not cost a batch its result."""
@@ -266,8 +335,9 @@ class AggregatorService:
         state = await reader.at(batch.block_hash, clients=context.clients())
         if state.epoch != batch.epoch:
             raise VerificationFailed(f"the batch names epoch {batch.epoch}, its reference block has {state.epoch}", field="epoch")
-        quorum_bps = quorum_of(state.pins, batch.policy_id)
-        return Collection(context, state.operators, state.pins, quorum_bps if quorum_bps is not None else 10_000)
+        quorum_bps = quorum_of(batch, state.pins)
+        self._bus_keys |= {operator.address: operator.bus_key for operator in state.operators.operators}
+        return Collection(context, state.operators, quorum_bps if quorum_bps is not None else 10_000)
 
     async def _collect(self, collection: Collection, actor: _Actor, origin: Record) -> None:
         """Take messages until every task has a result, or the time is over."""
@@ -294,6 +364,8 @@ class AggregatorService:
                 return
             if linger_until is None and collection.heard_quorum():
                 linger_until = min(now + self._timing.linger_s, max(observe_until, now))
+            if now >= observe_until or collection.has_heard_all():
+                self._count_silences(collection)
             if self._may_propose(collection, now, linger_until, observe_until):
                 await self._propose(collection)
             wake = [give_up]
@@ -335,11 +407,25 @@ class AggregatorService:
         known = self._known_proposals.get(collection.context.id)
         if known is not None:
             return True
-        waited = collection.has_heard_all() or (linger_until is not None and now >= linger_until) or now >= observe_until
-        if not waited:
-            return False
+        if not collection.has_heard_all() and now < observe_until:
+            if linger_until is None or now < linger_until:
+                return False
+            # Who answers at once may answer anything. What quorum stake said in the same bytes stands whatever comes; else the time that
+            # the batch gives is given, to those that have been answering.
+            waited_for = [o.address for o in collection.operators.operators if self._silences.get(o.address, 0) < _SILENT_AFTER]
+            if not collection.is_settled() and not all(address in collection.heard for address in waited_for):
+                return False
         # Without data, whole-batch signatures are on their way unless somebody abstained or they disagree.
         return collection.with_outputs or bool(collection.abstentions) or collection.has_heard_all()
+
+    def _count_silences(self, collection: Collection) -> None:
+        """Remember, once a batch, who was heard in time."""
+        if collection.counted:
+            return
+        collection.counted = True
+        for operator in collection.operators.operators:
+            silences = self._silences.get(operator.address, 0)
+            self._silences[operator.address] = 0 if operator.address in collection.heard else silences + 1
 
     async def _certify(self, collection: Collection, ballot: Ballot) -> None:
         payload = wire.encode_attestation_group(await asyncio.to_thread(collection.group_of, ballot))
@@ -354,14 +440,32 @@ class AggregatorService:
         """Publish the Proposal, unless an earlier one stands (after a restart)."""
         known = self._known_proposals.get(collection.context.id)
         if known is None:
-            payload = wire.encode_proposal(Proposal(tuple(collection.heard[address] for address in sorted(collection.heard))))
+            payload = wire.encode_proposal(await self._proposal_of(collection))
             await self._publish(collection, Kind.PROPOSAL, topics.PROPOSALS, payload)
             collection.proposed = frozenset(collection.heard)
         else:
             payload = known.payload
-            listed = wire.decode_proposal(payload).observations
-            collection.proposed = frozenset(Address(pb.Envelope.FromString(envelope).sender) for envelope in listed)
+            opened = [
+                await open_observations(
+                    wire.decode_proposal(payload), collection.context, collection.operators, self._objects, with_data=with_data
+                )
+                for with_data in (True, False)
+            ]
+            collection.proposed = frozenset().union(*(found for found, _ in opened))
         collection.proposal_digest = Hash32(keccak256(payload))
+
+    async def _proposal_of(self, collection: Collection) -> Proposal:
+        """Everything heard, as long as it fits into the message; else the largest by their addresses in the object store."""
+        envelopes = [collection.heard[address] for address in sorted(collection.heard)]
+        inline, stored = [], []
+        room = limits.MAX_PROPOSAL_BYTES
+        for envelope in sorted(envelopes, key=len):
+            if len(envelope) <= room:
+                room -= len(envelope)
+                inline.append(envelope)
+            else:
+                stored.append(await self._objects.put(envelope))
+        return Proposal(tuple(inline), tuple(stored))
 
     async def _fail(self, collection: Collection, tasks: list[int], code: str, message: str) -> None:
         if not tasks:
@@ -416,7 +520,7 @@ class AggregatorService:
             else:
                 with processing(record, GROUP), tracer("placet.aggregator").start_as_current_span(names.VERIFY):
                     await self._hear_response(collection, message)
-        except (InvalidInput, VerificationFailed, Unavailable) as error:
+        except PlacetError as error:
             log.warning("batch %s: %s ignored: %s", hex0x(collection.context.id), record.topic, error)
             return False
         return True
@@ -425,14 +529,9 @@ class AggregatorService:
         operator = Address(message.sender)
         if operator in collection.heard:
             return
-        observation: Observation = wire.decode_observation(message.payload, collection.size)
-        if observation.blob_sha256 is not None:
-            blob = await self._objects.get(observation.blob_sha256, max_bytes=limits.MAX_OBSERVATION_BLOB_BYTES)
-            observation = wire.decode_observation(blob, collection.size)
-        collection.heard[operator] = message.raw
-        collection.vouched[operator] = frozenset(item.task for item in observation.tasks)
-        collection.with_outputs |= any(item.outputs for item in observation.tasks)
-        collection.note_abstentions(operator, observation.abstentions)
+        listed = check_listable(message, collection.context, with_data=True)
+        observation = await fetch_observation(listed, collection.size, self._objects)
+        collection.note_observation(operator, message.raw, observation)
 
     async def _hear_response(self, collection: Collection, message: Message) -> None:
         operator = Address(message.sender)
@@ -455,7 +554,6 @@ class AggregatorService:
             ballot.signatures[operator] = group.bls_signature
         if message.proposal_digest != ZERO_HASH:
             collection.responded.add(operator)
-        elif [len(group.decided) for group in response.groups] == [collection.size] and operator not in collection.heard:
-            collection.heard[operator] = message.raw
-            collection.vouched[operator] = frozenset(range(collection.size))
+        elif operator not in collection.heard:
+            collection.note_whole_response(operator, message.raw, check_listable(message, collection.context, with_data=False))
         collection.note_abstentions(operator, response.abstentions)

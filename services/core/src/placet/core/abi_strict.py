@@ -13,17 +13,36 @@ from typing import Any
 
 from eth_abi.grammar import ABIType, BasicType, TupleType
 
+from placet.core import limits
+
 
 class NotCanonical(ValueError):
     """Not the canonical encoding of values of these types."""
 
 
 def is_supported(kind: ABIType) -> bool:
-    """Whether values of this type can be decoded: no fixed-point, no function pointers, nothing of size zero (a length bomb)."""
+    """Whether values of this type can be decoded: no fixed-point, no function pointers, nothing of size zero (a length bomb), nothing
+    that no intent's data could hold."""
+    return _has_supported_members(kind) and least_size(kind) <= limits.MAX_INTENT_DATA_BYTES
+
+
+def least_size(kind: ABIType) -> int:
+    """Bytes that the shortest encoding of a value takes, its offset included."""
     if kind.arrlist:
-        return all(dimension != (0,) for dimension in kind.arrlist) and is_supported(kind.item_type)
+        dimension = kind.arrlist[-1]
+        size = int(dimension[0]) * least_size(kind.item_type) if dimension else 32
+    elif isinstance(kind, TupleType):
+        size = sum(least_size(member) for member in kind.components)
+    else:
+        size = 32
+    return size + 32 if kind.is_dynamic else size
+
+
+def _has_supported_members(kind: ABIType) -> bool:
+    if kind.arrlist:
+        return all(dimension != (0,) for dimension in kind.arrlist) and _has_supported_members(kind.item_type)
     if isinstance(kind, TupleType):
-        return bool(kind.components) and all(is_supported(member) for member in kind.components)
+        return bool(kind.components) and all(_has_supported_members(member) for member in kind.components)
     return isinstance(kind, BasicType) and kind.base in ("uint", "int", "address", "bool", "bytes", "string")
 
 
@@ -92,6 +111,8 @@ class _Reader:
         if kind.arrlist:
             item = kind.item_type
             if kind.arrlist[-1]:
+                if int(kind.arrlist[-1][0]) * _head_size(item) > len(self.data) - at:
+                    raise NotCanonical("an array is longer than the data")
                 return self.sequence([item] * int(kind.arrlist[-1][0]), at)
             length = self.word(at)
             if length * _head_size(item) > len(self.data) - at - 32:

@@ -16,13 +16,22 @@ from placet.core.errors import InvalidInput
 from placet.core.messages import Observation
 from placet.core.types import Address, OperatorSet
 
+Parsed = dict[tuple[bytes, bool], tuple[Any] | None]
+"""Documents by their bytes and whether fractions are allowed: what one agreement has parsed already."""
+
+
+_FAILURE_BYTES = 1024
+"""Room for an output that says that the component failed, however short the component's own may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """What agreement needs to know of one PolicyData: its rules, and whether its output may hold fractions (Newton's world)."""
+    """What agreement needs to know of one PolicyData: its rules, whether its output may hold fractions (Newton's world), and how many
+    bytes its manifest allows."""
 
     rules: Rules
     fractions: bool
+    max_bytes: int = limits.MAX_OUTPUT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +99,14 @@ def agree(
     observed: dict[Address, dict[int, tuple[bytes, ...]]] = {
         address: {item.task: item.outputs for item in observation.tasks} for address, observation in observations.items()
     }
+    parsed: Parsed = {}
     for task in range(task_count):
         needed = () if task in denied else components
         observers = sorted(
             address for address, tasks in observed.items() if address in stake and task in tasks and len(tasks[task]) == len(needed)
         )
         try:
-            agreed[task] = _agree_task(task, observers, observed, needed, stake, threshold)
+            agreed[task] = _agree_task(task, observers, observed, needed, stake, threshold, parsed)
         except Disagreement as error:
             failed.append(FailedTask(task, f"operators do not agree: {error}"))
     groups, dropped = split_into_groups(agreed.values())
@@ -113,22 +123,17 @@ def _agree_task(
     components: Sequence[Component],
     stake: Mapping[Address, int],
     threshold: Threshold,
+    parsed: Parsed,
 ) -> AgreedTask:
     agreeing = frozenset(observers)
     outputs: list[bytes] = []
     for position, component in enumerate(components):
         documents, stakes, members = [], [], []
         for address in observers:
-            try:
-                document = jsonx.parse(
-                    observed[address][task][position],
-                    field="output",
-                    max_bytes=limits.MAX_OUTPUT_BYTES,
-                    max_depth=limits.MAX_OUTPUT_DEPTH,
-                    fractions=component.fractions,
-                )
-            except InvalidInput:
+            found = _document(observed[address][task][position], component, parsed)
+            if found is None:
                 continue
+            document = found[0]
             documents.append(document)
             stakes.append(stake[address])
             members.append(address)
@@ -138,6 +143,28 @@ def _agree_task(
     if not threshold.is_quorum(sum(stake[address] for address in agreeing)):
         raise Disagreement("", "the operators that agree hold less than quorum stake")
     return AgreedTask(task, tuple(outputs), agreeing)
+
+
+def _document(output: bytes, component: Component, parsed: Parsed) -> tuple[Any] | None:
+    """An output parsed, equal bytes once; None when it is not one that the component's manifest allows."""
+    key = (output, component.fractions)
+    if len(output) > max(component.max_bytes, _FAILURE_BYTES):
+        return None
+    if key not in parsed:
+        try:
+            parsed[key] = (
+                jsonx.parse(
+                    output,
+                    field="output",
+                    max_bytes=limits.MAX_OUTPUT_BYTES,
+                    max_depth=limits.MAX_OUTPUT_DEPTH,
+                    max_values=limits.MAX_OUTPUT_VALUES,
+                    fractions=component.fractions,
+                ),
+            )
+        except InvalidInput:
+            parsed[key] = None
+    return parsed[key]
 
 
 def _agree_outputs(documents: list[Any], stakes: list[int], component: Component, threshold: Threshold) -> Agreed:

@@ -30,7 +30,7 @@ class BatchContext:
                 policy_client=task.policy_client,
                 policy_id=batch.policy_id,
                 intent_hash=intent,
-                args_hash=args_hash(task.args, task.attachments),
+                args_hash=args_hash(task.args, task.attachments, task.salt),
                 timestamp=batch.timestamp,
             )
             for task, intent in zip(batch.tasks, intents, strict=True)
@@ -48,7 +48,10 @@ class BatchContext:
         return list(dict.fromkeys((task.policy_client, task.intent.sender) for task in self.batch.tasks))
 
 
-def quorum_of(pins: Mapping[Address, Pins], policy_id: Hash32) -> int | None:
-    """The highest threshold of the clients that follow the batch's policy; None when none does."""
-    thresholds = [item.quorum_bps for item in pins.values() if item.policy_id == policy_id]
-    return max(thresholds) if thresholds else None
+def quorum_of(batch: TaskBatch, pins: Mapping[Address, Pins]) -> int | None:
+    """The one threshold of a batch: that of its first task whose client follows the batch's policy; None when none does.
+
+    Tasks of clients with another threshold are abstained from, so that no client sets the quorum of another's task (threats 14).
+    """
+    found = (pins.get(task.policy_client) for task in batch.tasks)
+    return next((item.quorum_bps for item in found if item is not None and item.policy_id == batch.policy_id), None)

@@ -255,13 +255,18 @@ def decode_intent(intent: Intent, policy_client: Address, governed: Sequence[Gov
     return decode(intent.to, intent.value, intent.data, intent.function_signature, 0)
 
 
+def _shown(signature: str) -> str:
+    """Text of the caller's as it may stand in a signed reason: the same in every Python, whatever Unicode it knows."""
+    return f"'{signature[:120]}'" if signature[:120].isascii() and signature[:120].isprintable() else "a signature that is not ASCII"
+
+
 def _find(target: Address, data: bytes, signature: str | None, policy_client: Address, governed: Sequence[GovernedCall]) -> GovernedCall:
     """The listed call for this target: by signature text at the top (selectors collide), by selector for calls found inside."""
     here = [call for call in governed if (target == policy_client if call.to_self else target == call.target)]
     if signature is not None:
         found = next((call for call in here if call.signature == signature), None)
         if found is None:
-            raise NotGoverned(f"{signature[:120]!r} is no function that the policy governs on {hex0x(target)}")
+            raise NotGoverned(f"{_shown(signature)} is no function that the policy governs on {hex0x(target)}")
         return found
     selector = data[:4]
     found = next((call for call in here if parse_signature(call.signature).selector == selector and bool(data) == bool(selector)), None)

@@ -238,6 +238,8 @@ def check_rules(rules: Rules) -> None:
     for place in places:
         if place and not place.startswith("/"):
             raise InvalidInput(f"consensus: {place!r} is not a JSON pointer", field=place)
+        if place.endswith("/"):
+            raise InvalidInput(f"consensus: {place!r} ends in an empty name", field=place)
         if any(other != place and (place == "" or other.startswith(place + "/")) for other in places):
             raise InvalidInput(f"consensus: rules lie inside each other at {place!r}", field=place)
         rule = rules[place]

@@ -4,6 +4,7 @@ TaskBatch, Proposal and policy, so every operator, a challenger years later, and
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ def bound_arguments(policy: Policy, position: int, source: TaskInput) -> bytes:
                 case BindingSource.CALLER:
                     arguments[binding.name] = source.args[binding.value]
         except KeyError:
-            raise DeniedBeforeEvaluation(f"argument {binding.name!r} is bound to {binding.value!r}, which is not there") from None
+            raise DeniedBeforeEvaluation(f"argument {binding.name} is bound to something that is not there") from None
     return jsonx.canonical(arguments)
 
 
@@ -137,15 +138,40 @@ def failure_in(output: bytes) -> str | None:
     """Why a component failed, when its output says so; else None."""
     if not output.startswith(b'{"message":') or b'"placet:failed"' not in output:
         return None
-    value = jsonx.parse(output, field="output", max_bytes=limits.MAX_OUTPUT_BYTES)
-    if set(value) != {FAILURE_KEY, "message"}:
+    value = jsonx.parse(output, field="output", max_bytes=limits.MAX_OUTPUT_BYTES, fractions=True)
+    if set(value) != {FAILURE_KEY, "message"} or not all(isinstance(member, str) for member in value.values()):
         return None
     return f"a component failed ({value[FAILURE_KEY]}) {value['message']}".strip()
 
 
-def decision_content(allow: bool, reasons: Sequence[str], value_json: str | None) -> bytes:
-    """The `decision` part of the evidence: canonical JSON of the verdict, its reasons, and the policy's value as the engine wrote it."""
-    return jsonx.canonical({"allow": allow, "reasons": list(reasons), "value": value_json})
+def decision_content(allow: bool, reasons: Sequence[str], value_json: str | None, *, max_bytes: int = limits.MAX_DECISION_BYTES) -> bytes:
+    """The `decision` part of the evidence: canonical JSON of the verdict, its reasons, and the policy's value as the engine wrote it.
+
+    What exceeds `max_bytes` is shown by its digest: first the value (`valueSha256`), then the reasons (`reasonsSha256`). The verdict does
+    not change.
+    """
+    document: dict[str, Any] = {"allow": allow, "reasons": list(reasons), "value": value_json}
+    content = jsonx.canonical(document)
+    if len(content) > max_bytes and value_json is not None:
+        digest = hashlib.sha256(value_json.encode()).digest()
+        document |= {"value": None, "valueSha256": hex0x(digest)}
+        content = jsonx.canonical(document)
+    if len(content) > max_bytes:
+        digest = hashlib.sha256(jsonx.canonical(list(reasons))).digest()
+        document |= {"reasons": [], "reasonsSha256": hex0x(digest)}
+        content = jsonx.canonical(document)
+    return content
+
+
+def is_of_policy(decision: bytes) -> bool:
+    """Whether a decision is one that the policy itself gave, and not what stands in its place (malformed input, a limit, a failure)."""
+    document = jsonx.parse(decision, field="decision", max_bytes=limits.MAX_DECISION_BYTES)
+    return document["value"] is not None or "valueSha256" in document
+
+
+def max_decision_bytes(task_count: int) -> int:
+    """How much of each decision travels in a batch of `task_count` tasks, so that the answer to the whole batch fits one message."""
+    return min(limits.MAX_DECISION_BYTES, limits.MAX_DECISIONS_BYTES // task_count)
 
 
 def decide(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from placet.core.keccak import keccak256
 from placet.core.types import (
+    ZERO_HASH,
     Address,
     Attachment,
     Certificate,
@@ -62,7 +63,7 @@ TASK_TYPE = (
     "Task(uint256 chainId,address validator,address policyClient,bytes32 policyId,bytes32 intentHash,bytes32 argsHash,uint64 timestamp)"
 )
 ATTACHMENT_TYPE = "Attachment(string kind,bytes32 sha256,string uri)"
-ARGUMENTS_TYPE = "Arguments(bytes args,Attachment[] attachments)" + ATTACHMENT_TYPE
+ARGUMENTS_TYPE = "Arguments(bytes args,Attachment[] attachments,bytes32 salt)" + ATTACHMENT_TYPE
 BATCH_TASK_TYPE = "BatchTask(bytes32 taskId,bytes32 salt,bytes32 signatureHash)"
 TASK_BATCH_TYPE = (
     "TaskBatch(uint256 chainId,address validator,bytes32 policyId,uint64 epoch,uint64 timestamp,uint64 blockNumber,bytes32 blockHash,"
@@ -133,9 +134,12 @@ def attachments_hash(attachments: Sequence[Attachment]) -> bytes:
     return _array(keccak256(_ATTACHMENT + _text(item.kind) + item.sha256 + _text(item.uri)) for item in attachments)
 
 
-def args_hash(args: bytes, attachments: Sequence[Attachment] = ()) -> Hash32:
-    """hashStruct(Arguments): caller arguments and attachments."""
-    return Hash32(keccak256(_ARGUMENTS + _dyn(args) + attachments_hash(attachments)))
+def args_hash(args: bytes, attachments: Sequence[Attachment] = (), salt: bytes = ZERO_HASH) -> Hash32:
+    """hashStruct(Arguments): caller arguments, attachments, and the task's salt.
+
+    With the salt in it, everything a leaf depends on is in the taskId: one id never has two different honest leaves (threats 20).
+    """
+    return Hash32(keccak256(_ARGUMENTS + _dyn(args) + attachments_hash(attachments) + salt))
 
 
 def task_id(
@@ -160,7 +164,7 @@ def task_id_in(batch: TaskBatch, task: Task) -> Hash32:
         policy_client=task.policy_client,
         policy_id=batch.policy_id,
         intent_hash=intent_hash(task.intent, task.policy_client),
-        args_hash=args_hash(task.args, task.attachments),
+        args_hash=args_hash(task.args, task.attachments, task.salt),
         timestamp=batch.timestamp,
     )
 

@@ -37,9 +37,10 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The signed messages a batch rests on, as serialised Envelopes."""
+    """The signed messages a batch rests on: serialised Envelopes, and sha256 addresses of further ones in the object store."""
 
     observations: tuple[bytes, ...]
+    observation_sha256: tuple[Hash32, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

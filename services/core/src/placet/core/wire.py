@@ -240,14 +240,15 @@ def decode_observation(payload: bytes, task_count: int) -> Observation:
 
 def encode_proposal(proposal: Proposal) -> bytes:
     """Serialise a proposal."""
-    return pb.Proposal(observations=list(proposal.observations)).SerializeToString()
+    return pb.Proposal(observations=list(proposal.observations), observation_sha256=list(proposal.observation_sha256)).SerializeToString()
 
 
 def decode_proposal(payload: bytes) -> Proposal:
-    """A proposal; its envelopes are opened by `agreement`."""
+    """A proposal; its envelopes are opened by `proposals`."""
     message = _parse(pb.Proposal(), payload, "proposal")
-    _count(message.observations, limits.MAX_OPERATORS, "proposal.observations")
-    return Proposal(tuple(message.observations))
+    _count([*message.observations, *message.observation_sha256], limits.MAX_OPERATORS, "proposal.observations")
+    digests = tuple(hash_from(digest) for digest in message.observation_sha256)
+    return Proposal(tuple(message.observations), digests)
 
 
 # --- decisions and responses

@@ -105,7 +105,7 @@ class Components:
         return PolicyDataInfo(
             artefact=artefact,
             manifest=manifest,
-            component=Component(rules, manifest.fractions),
+            component=Component(rules, manifest.fractions, manifest.limits.output_bytes),
             newton=manifest.world == NEWTON_WORLD,
             pure=admitted.pure,
             needs_secrets=bool(manifest.secrets),
@@ -164,6 +164,7 @@ class Components:
             field="output",
             max_bytes=limits.MAX_OUTPUT_BYTES,
             max_depth=limits.MAX_OUTPUT_DEPTH,
+            max_values=limits.MAX_OUTPUT_VALUES,
             fractions=info.newton,
         )
         return jsonx.canonical(value), Hash32(bytes.fromhex(run.transcript.sha256))

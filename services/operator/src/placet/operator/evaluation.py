@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from placet.core import limits
 from placet.core.batch import BatchContext
-from placet.core.decision import decide, decision_content, early_denial, failure_in, task_input
+from placet.core.decision import decide, decision_content, early_denial, failure_in, max_decision_bytes, task_input
 from placet.core.errors import Unavailable
 from placet.core.evidence import EvidenceRecord
 from placet.core.messages import DecidedTask
@@ -51,11 +51,8 @@ def verdict(loaded: LoadedPolicy, context: BatchContext, task: TaskToDecide) -> 
         # The engine's text may be long; its kind and a bounded prefix are equal everywhere.
         return False, decision_content(False, [f"policy failed: {error}"[: limits.MAX_REASON_BYTES]], None)
     decision = parse_decision(evaluation.value_json)
-    content = decision_content(decision.allow, decision.reasons, decision.output_json)
-    if len(content) > limits.MAX_DECISION_BYTES:
-        reason = f"the policy's answer is larger than {limits.MAX_DECISION_BYTES} bytes"
-        return False, decision_content(False, [reason], None)
-    return decision.allow, content
+    size = max_decision_bytes(len(context.batch.tasks))
+    return decision.allow, decision_content(decision.allow, decision.reasons, decision.output_json, max_bytes=size)
 
 
 class Evaluator:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TypeVar
 
 from placet.core import limits, topics, wire
@@ -20,7 +21,7 @@ from placet.core.batch import BatchContext, quorum_of
 from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, TopicPartition
 from placet.core.bus.tracing import processing
 from placet.core.db import DATABASE_ERRORS
-from placet.core.decision import early_denial
+from placet.core.decision import early_denial, is_of_policy
 from placet.core.digests import action_key, leaf_struct_hash
 from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
 from placet.core.errors import InvalidInput, NotFound, PlacetError, Unavailable, VerificationFailed
@@ -31,7 +32,7 @@ from placet.core.keccak import keccak256
 from placet.core.merkle import leaf_hash, root_and_proofs
 from placet.core.messages import Abstention, DecidedTask, GroupResponse, Observation, Response, TaskObservation
 from placet.core.objects import ObjectStore
-from placet.core.proposals import open_observations
+from placet.core.proposals import fetch_observation, open_observations
 from placet.core.senders import is_signed_by
 from placet.core.telemetry import metrics, names
 from placet.core.telemetry.scope import tracer
@@ -80,6 +81,15 @@ class OperatorIdentity:
     runtime_id: str
 
 
+class _Answered(Enum):
+    """What this identity has said of a batch before."""
+
+    NOT = 0
+    WITH_NOTHING = 1
+    """It abstained from all tasks."""
+    WITH_SOMETHING = 2
+
+
 class _Refused(Exception):
     """A batch that this operator does not take at all, with a stable code and the reason."""
 
@@ -97,7 +107,12 @@ def _why_not(error: Exception) -> tuple[str, str]:
     """Code and text of an abstention. A defect's text stays here."""
     if isinstance(error, LeafConflict):
         return "equivocation_refused", str(error)
-    return ("unavailable", str(error)) if isinstance(error, PlacetError) else ("internal", type(error).__name__)
+    return ("unavailable", str(error)) if isinstance(error, PlacetError | RpcError) else ("internal", type(error).__name__)
+
+
+def _abstentions_from(tasks: Sequence[int], already: Sequence[Abstention], code: str, message: str) -> list[Abstention]:
+    spared = {item.task for item in already}
+    return [Abstention(task, code, message) for task in tasks if task not in spared]
 
 
 class OperatorService:
@@ -240,20 +255,28 @@ class OperatorService:
         self._runs[context.id] = future
         try:
             run = await self._persistently(batch, lambda: self._begin(context))
-        except (_Refused, Unavailable, RpcError) as error:
+        except BaseException as error:
             future.set_result(None)
-            # Who has answered already does not take it back.
-            if self._clock() < batch.timestamp + limits.BATCH_LIFETIME_S and not await self._has_answered(context):
-                code = error.code if isinstance(error, _Refused) else "unavailable"
-                await self._publish_observation(context, self._all_abstain(context, code, str(error)))
-            raise
-        except BaseException:
-            future.set_result(None)
+            if isinstance(error, Exception) and not isinstance(error, DATABASE_ERRORS):
+                await self._abstain_for(context, error)
             raise
         future.set_result(run)
-        if run is not None:
+        if run is None:
+            return
+        try:
             await self._persistently(batch, lambda: self._first_answer(run))
-            _SECONDS.observe(time.perf_counter() - started)
+        except Exception as error:
+            if not isinstance(error, DATABASE_ERRORS):
+                await self._abstain_for(context, error)
+            raise
+        _SECONDS.observe(time.perf_counter() - started)
+
+    async def _abstain_for(self, context: BatchContext, error: Exception) -> None:
+        """Whatever went wrong, the others hear that there is no answer; unless there is one, which is not taken back."""
+        if self._clock() > context.batch.timestamp + limits.BATCH_LIFETIME_S or await self._has_answered(context):
+            return
+        code, message = (error.code, str(error)) if isinstance(error, _Refused) else _why_not(error)
+        await self._publish_observation(context, self._all_abstain(context, code, message))
 
     async def _persistently(self, batch: TaskBatch, action: Callable[[], Awaitable[T]]) -> T:
         """Do something that begins with a look at the signing log again, as long as the batch is open and the database is away."""
@@ -272,9 +295,13 @@ class OperatorService:
     async def _begin(self, context: BatchContext) -> _Run | None:
         """Check a batch as a whole: time, chain, validator, reference block, epoch, policy."""
         batch, now = context.batch, self._clock()
-        if await self._resend(context):
-            pass  # answered before; still take part in a Proposal
-        elif not batch.timestamp - limits.CLOCK_SKEW_FUTURE_S <= now <= batch.timestamp + limits.CLOCK_SKEW_PAST_S:
+        answered = await self._resend(context)
+        if answered is _Answered.WITH_NOTHING:
+            return None  # what was refused stays refused, however often it is delivered
+        if (
+            answered is _Answered.NOT
+            and not batch.timestamp - limits.CLOCK_SKEW_FUTURE_S <= now <= batch.timestamp + limits.CLOCK_SKEW_PAST_S
+        ):
             raise _Refused("clock_skew", f"its timestamp is {now - batch.timestamp:.1f} s from this clock")
         if batch.timestamp < self._log.not_before:
             raise _Refused("signing_log_young", "stamped before this signing log began")
@@ -295,12 +322,12 @@ class OperatorService:
             sequences=context.sequence_keys(loaded.policy.ordering),
             ordering=loaded.policy.ordering,
         )
-        quorum_bps = quorum_of(state.pins, batch.policy_id)
+        quorum_bps = quorum_of(batch, state.pins)
         if quorum_bps is None:
             message = "no client in the batch follows this policy at the reference block"
             await self._publish_observation(context, self._all_abstain(context, "wrong_policy", message))
             return None
-        abstentions = await self._abstentions(context, state, loaded, reader)
+        abstentions = await self._abstentions(context, state, loaded, reader, quorum_bps)
         return _Run(context, state, loaded, quorum_bps, abstentions)
 
     async def _reference_state(self, reader: ChainReader, context: BatchContext) -> BlockState:
@@ -321,42 +348,53 @@ class OperatorService:
         return state
 
     async def _abstentions(
-        self, context: BatchContext, state: BlockState, loaded: LoadedPolicy, reader: ChainReader
+        self, context: BatchContext, state: BlockState, loaded: LoadedPolicy, reader: ChainReader, quorum_bps: int
     ) -> tuple[Abstention, ...]:
         """Tasks this operator gives no leaf for, before it has looked at any data."""
         batch = context.batch
         actions = [action_key(task.policy_client, task.intent) for task in batch.tasks]
         denied = await self._log.denied_until(actions) if loaded.policy.retry_after else {}
-        secrets_used = any(info.needs_secrets for info in loaded.data)
+        # Who has not signed must neither read behind secrets nor start (or escape) the time for which a denied action is refused.
+        signed_only = loaded.policy.retry_after > 0 or any(info.needs_secrets for info in loaded.data)
         out = []
         for index, task in enumerate(batch.tasks):
             pins = state.pins.get(task.policy_client)
             if pins is None or pins.policy_id != batch.policy_id:
                 out.append(Abstention(index, "wrong_policy", "the client does not follow this policy at the reference block"))
                 continue
+            if pins.quorum_bps != quorum_bps:
+                out.append(Abstention(index, "wrong_quorum", f"the batch's quorum is {quorum_bps} bps, the client's {pins.quorum_bps}"))
+                continue
             until, denied_task = denied.get(actions[index], (0, ZERO_HASH))
             if batch.timestamp < until and denied_task != context.task_ids[index]:
                 out.append(Abstention(index, "retry_after", f"this action was denied; ask again after {until}"))
                 continue
-            if secrets_used and not await is_signed_by(
+            if signed_only and not await is_signed_by(
                 reader.rpc, task.intent.sender, context.intent_hashes[index], task.signature, block_hash=batch.block_hash
             ):
-                out.append(Abstention(index, "signature_required", "data behind secrets is fetched for signed intents only"))
+                out.append(Abstention(index, "signature_required", "this policy judges intents signed by their sender only"))
         return tuple(out)
 
     def _all_abstain(self, context: BatchContext, code: str, message: str) -> Observation:
         abstentions = tuple(Abstention(index, code, message) for index in range(len(context.batch.tasks)))
         return Observation((), abstentions, self._identity.runtime_id)
 
-    async def _resend(self, context: BatchContext) -> bool:
-        """After a redelivery: what was committed for this batch leaves again, byte for byte."""
-        found = False
-        for kind, topic in ((Kind.OBSERVATION, topics.OBSERVATIONS), (Kind.RESPONSE, topics.RESPONSES)):
-            stored = await self._log.sent(context.id, kind)
-            if stored is not None:
-                await self._bus.publish(topic, context.id, stored)
-                found = True
-        return found
+    async def _resend(self, context: BatchContext) -> _Answered:
+        """After a redelivery: what was committed for this batch leaves again, byte for byte; who answered may take part in a Proposal."""
+        answered = _Answered.NOT
+        observation = await self._log.sent(context.id, Kind.OBSERVATION)
+        if observation is not None:
+            await self._bus.publish(topics.OBSERVATIONS, context.id, observation)
+            said = wire.decode_observation(open_envelope(observation, self._own_key).payload, len(context.batch.tasks))
+            answered = _Answered.WITH_SOMETHING if said.tasks or said.blob_sha256 is not None else _Answered.WITH_NOTHING
+        response = await self._log.sent(context.id, Kind.RESPONSE)
+        if response is not None:
+            await self._bus.publish(topics.RESPONSES, context.id, response)
+            answered = _Answered.WITH_SOMETHING
+        return answered
+
+    def _own_key(self, kind: Kind, sender: bytes) -> bytes:
+        return self._bus_signer.public_key
 
     # --- step 2: observing
 
@@ -370,9 +408,7 @@ class OperatorService:
         if run.loaded.data:
             await self._compute(run)
         if run.abstentions:
-            spared = {item.task for item in run.abstentions}
-            vouched = tuple(TaskObservation(i, (), ()) for i in range(len(context.batch.tasks)) if i not in spared)
-            await self._publish_observation(context, Observation(vouched, run.abstentions, self._identity.runtime_id))
+            await self._vouch(run, run.abstentions)
         else:
             await self._respond(run, whole_batch(len(context.batch.tasks), run.state.operators), (), ZERO_HASH)
         await self._answer_waiting_proposal(run)
@@ -442,12 +478,8 @@ class OperatorService:
         return observation if stands == envelope else await self._observation_of(stands, len(context.batch.tasks))
 
     async def _observation_of(self, envelope: bytes, task_count: int) -> Observation:
-        message = open_envelope(envelope, lambda kind, sender: self._bus_signer.public_key)
-        observation = wire.decode_observation(message.payload, task_count)
-        if observation.blob_sha256 is None:
-            return observation
-        blob = await self._objects.get(observation.blob_sha256, max_bytes=limits.MAX_OBSERVATION_BLOB_BYTES)
-        return wire.decode_observation(blob, task_count)
+        message = open_envelope(envelope, self._own_key)
+        return await fetch_observation(wire.decode_observation(message.payload, task_count), task_count, self._objects)
 
     # --- steps 3 to 5: proposals, groups, leaves
 
@@ -476,8 +508,8 @@ class OperatorService:
             await self._bus.publish(topics.RESPONSES, run.id, stored)
             return
         proposal = wire.decode_proposal(message.payload)
-        observations = await open_observations(
-            proposal.observations, run.context, run.state.operators, self._objects, with_data=run.loaded.needs_observation
+        observations, opened = await open_observations(
+            proposal, run.context, run.state.operators, self._objects, with_data=run.loaded.needs_observation
         )
         if run.state.operators.stake_of(frozenset(observations)) * 10_000 < run.state.operators.total_stake * run.quorum_bps:
             raise VerificationFailed("the proposal rests on less than quorum stake", field="observations")
@@ -485,7 +517,7 @@ class OperatorService:
         components = run.loaded.components if run.loaded.needs_observation else ()
         denied = frozenset(i for i in range(size) if components and early_denial(run.context, i, run.loaded.policy) is not None)
         agreement = await asyncio.to_thread(agree, size, observations, components, run.state.operators, run.quorum_bps, denied)
-        envelopes = proposal.observations if run.loaded.needs_observation else ()
+        envelopes = opened if run.loaded.needs_observation else ()
         await self._respond(run, agreement, envelopes, digest)
 
     async def _respond(self, run: _Run, agreement: Agreement, observations: Sequence[bytes], proposal_digest: Hash32) -> None:
@@ -504,11 +536,19 @@ class OperatorService:
                 groups.append(await self._sign_group(run, agreement, group, observations))
             except _PASSED_ON:
                 raise
+            except LeafConflict as error:
+                clashing = [task for task in group.tasks if context.task_ids[task] in error.tasks]
+                log.warning("batch %s: %s", hex0x(run.id), error)
+                if proposal_digest == ZERO_HASH:
+                    await self._vouch_for_the_rest(run, clashing, error)
+                    return
+                abstentions += _abstentions_from(clashing, abstentions, *_why_not(error))
+                rest = [task for task in group.tasks if task not in clashing]
+                abstentions += _abstentions_from(rest, abstentions, "no_signature", "its group holds a task that was signed otherwise")
             except Exception as error:
                 code, message = _why_not(error)
                 log.warning("batch %s: group abstained from: %s", hex0x(run.id), error, exc_info=error if code == "internal" else None)
-                spared = {item.task for item in abstentions}
-                abstentions += [Abstention(task, code, message) for task in group.tasks if task not in spared]
+                abstentions += _abstentions_from(group.tasks, abstentions, code, message)
         if not groups and proposal_digest == ZERO_HASH:
             await self._publish_observation(context, self._all_abstain(context, abstentions[0].code, abstentions[0].message))
             return
@@ -525,6 +565,18 @@ class OperatorService:
         stands = await self._log.commit_sent(run.id, Kind.RESPONSE, envelope, batch.timestamp, proposal_digest)
         await self._bus.publish(topics.RESPONSES, run.id, stands)
         _BATCHES.labels("responded").inc()
+
+    async def _vouch(self, run: _Run, abstentions: Sequence[Abstention]) -> None:
+        """Without data to observe: an Observation that vouches for every task not abstained from."""
+        spared = {item.task for item in abstentions}
+        vouched = tuple(TaskObservation(i, (), ()) for i in range(len(run.context.batch.tasks)) if i not in spared)
+        await self._publish_observation(run.context, Observation(vouched, tuple(abstentions), self._identity.runtime_id))
+
+    async def _vouch_for_the_rest(self, run: _Run, clashing: Sequence[int], error: LeafConflict) -> None:
+        """A batch that may not be signed whole: a Proposal will make a group of the rest."""
+        added = _abstentions_from(clashing, run.abstentions, *_why_not(error))
+        run.abstentions = tuple(sorted([*run.abstentions, *added], key=lambda item: item.task))
+        await self._vouch(run, run.abstentions)
 
     async def _sign_group(self, run: _Run, agreement: Agreement, group: Group, observations: Sequence[bytes]) -> GroupResponse:
         context, batch, policy = run.context, run.context.batch, run.loaded.policy
@@ -545,9 +597,9 @@ class OperatorService:
             LeafEntry(
                 item.leaf.task_id,
                 leaf,
-                item.leaf.expiration,
+                max(item.leaf.expiration, batch.timestamp),
                 None
-                if item.leaf.allow or not policy.retry_after
+                if item.leaf.allow or not policy.retry_after or not is_of_policy(item.decision)
                 else (
                     action_key(item.leaf.policy_client, batch.tasks[item.task].intent),
                     batch.timestamp + policy.retry_after,

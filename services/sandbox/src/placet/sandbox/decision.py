@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from placet.sandbox.jsonguard import nests_deeper_than
+
 MAX_REASONS = 64
 MAX_REASON_CHARS = 512
+MAX_VALUE_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ def parse_decision(value_json: str | None) -> Decision:
     and any other keys. Everything else denies and says why. Never raises."""
     if value_json is None:
         return _deny("the policy's entrypoint is undefined")
+    if nests_deeper_than(value_json.encode("utf-8", "surrogatepass"), MAX_VALUE_DEPTH):
+        return _deny(f"the policy's value is nested deeper than {MAX_VALUE_DEPTH}")
     try:
         value = json.loads(value_json, parse_float=_number, parse_int=_number)
     except (ValueError, RecursionError):

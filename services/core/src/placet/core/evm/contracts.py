@@ -92,12 +92,24 @@ def decode_uint(answer: bytes) -> int:
     return int.from_bytes(answer, "big")
 
 
+MAX_GRACE_S = 24 * 3600
+MIN_ATTESTATION_AGE_S, MAX_ATTESTATION_AGE_S = 1, 7 * 24 * 3600
+
+
 def decode_pins(answer: bytes) -> Pins:
-    """`placetPins()` of a policy client. Raises VerificationFailed when it is none."""
+    """`placetPins()` of a policy client, within the bounds that the validator holds them to.
+
+    Raises:
+        VerificationFailed: it is no policy client, or one whose attestations the validator refuses.
+    """
     if len(answer) != 160:
         raise VerificationFailed("the policy client does not answer placetPins(): is it a PolicyClient?", field="policyClient")
-    policy_id, ordering, quorum_bps, grace, age = abi.decode(["bytes32", "uint8", "uint16", "uint32", "uint32"], answer)
-    return Pins(Hash32(policy_id), Ordering(ordering), quorum_bps, grace, age)
+    ordering, quorum_bps, grace, age = (int.from_bytes(answer[at : at + 32], "big") for at in range(32, 160, 32))
+    if ordering > max(Ordering) or not 1 <= quorum_bps <= 10_000:
+        raise VerificationFailed("the policy client's ordering or quorum is out of bounds", field="policyClient")
+    if grace > MAX_GRACE_S or not MIN_ATTESTATION_AGE_S <= age <= MAX_ATTESTATION_AGE_S:
+        raise VerificationFailed("the policy client's grace or maximal age is out of bounds", field="policyClient")
+    return Pins(Hash32(answer[:32]), Ordering(ordering), quorum_bps, grace, age)
 
 
 def decode_operators(answer: bytes, commitment: bytes, epoch: int) -> OperatorSet:

@@ -156,10 +156,12 @@ class Observation(_message.Message):
     def __init__(self, tasks: _Optional[_Iterable[_Union[TaskObservation, _Mapping]]] = ..., abstentions: _Optional[_Iterable[_Union[Abstention, _Mapping]]] = ..., runtime_id: _Optional[str] = ..., blob_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("observations",)
+    __slots__ = ("observations", "observation_sha256")
     OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATION_SHA256_FIELD_NUMBER: _ClassVar[int]
     observations: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, observations: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    observation_sha256: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, observations: _Optional[_Iterable[bytes]] = ..., observation_sha256: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Leaf(_message.Message):
     __slots__ = ("task_id", "policy_client", "policy_id", "intent_hash", "sequence", "allow", "output", "evidence", "expiration")
