@@ -74,6 +74,8 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
     error WrongChain(uint256 chainId);
     /// @notice The intent's deadline is over.
     error IntentExpired(uint64 deadline);
+    /// @notice Something of the intent does not lie behind it in the calldata.
+    error IntentMalformed();
 
     /// @dev How long an announced escape stays open, in seconds. Afterwards it must be announced anew.
     uint64 private constant ESCAPE_WINDOW = 14 days;
@@ -242,11 +244,19 @@ abstract contract PolicyClient is IPolicyClient, Ownable2Step {
 
     /// @dev `validator.consume(intent, attestation, pins)`, encoded without decoding. The arguments of this call are copied as they came:
     /// new head (two offsets and the pins' five words), then this call's calldata. Offsets inside the two structs are relative to the
-    /// structs, so only those in the head differ. The validator decodes the same bytes that were decoded here.
+    /// structs, so only those in the head differ. What lies behind the intent lies there in both, what lies before the calldata does not: an
+    /// offset that leads backwards (which Solidity accepts in structs) would be other data for the validator than for this contract.
+    /// So the validator decodes the same bytes that were decoded here.
     function _consume(Intent calldata intent, Attestation calldata attestation, Pins memory pins) private {
         address target = address(validator);
         bytes4 selector = IAttestationValidator.consume.selector;
         bool done;
+        bool backwards;
+        assembly ("memory-safe") {
+            // the offsets of data and functionSignature; a negative one has its high bits set
+            backwards := shr(64, or(calldataload(add(intent, 96)), calldataload(add(intent, 160))))
+        }
+        if (backwards) revert IntentMalformed();
         assembly ("memory-safe") {
             let call_ := mload(0x40)
             let copied := sub(calldatasize(), 4)

@@ -2,25 +2,24 @@
 pragma solidity ^0.8.24;
 
 import {GuardedWallet} from "../src/examples/GuardedWallet.sol";
+import {PolicyClient} from "../src/PolicyClient.sol";
 import {IPolicyClient} from "../src/interfaces/IPolicyClient.sol";
 import {Intent, Leaf} from "../src/Types.sol";
 import {Network} from "./support/Network.sol";
 
-/// @dev Remembers what it was called with.
+/// @dev Counts its calls.
 contract Recorder {
-    bytes public lastData;
     uint256 public calls;
 
     fallback() external payable {
-        lastData = msg.data;
         ++calls;
     }
 }
 
-/// @title Audit 19: the client and the validator read different calldata
-/// @notice `PolicyClient._consume` copies this call's calldata behind a longer head and says "the validator decodes the same bytes that were
-/// decoded here". Solidity accepts negative offsets inside calldata structs. One that leads before the calldata's beginning reads as empty
-/// here, and 224 bytes later, in the validator, as the head: the offset of the attestation is a length there, and the policy's id data.
+/// @title Audit 19: the client and the validator read the same calldata
+/// @notice `PolicyClient._consume` copies this call's calldata behind a longer head. Solidity accepts negative offsets inside calldata structs.
+/// One that leads before the calldata's beginning would read as empty here, and 224 bytes later, in the validator, as the head: the offset of
+/// the attestation is a length there, and the policy's id data.
 contract AuditCalldataTest is Network {
     // what executeIntent gets: three offsets, the intent (eight words and an empty signature text), an empty sender signature, the attestation
     uint256 private constant INTENT_AT = 96;
@@ -41,7 +40,7 @@ contract AuditCalldataTest is Network {
         _target = new Recorder();
     }
 
-    function test_defect_the_client_executes_other_data_than_the_validator_judged() public {
+    function test_the_client_executes_no_other_data_than_the_validator_judged() public {
         Intent memory judged = _intent(_alice, address(_target), "");
         judged.functionSignature = "";
         bytes memory body = _body(judged);
@@ -51,12 +50,12 @@ contract AuditCalldataTest is Network {
         bytes memory call = bytes.concat(IPolicyClient.executeIntent.selector, body, _tail(abi.encode(_attest(leaf))));
 
         vm.prank(_alice);
-        (bool done,) = address(_guarded).call(call);
-        assertTrue(done);
-        // operators judged and signed a call with 640 bytes of data; what was executed is the empty call
+        (bool done, bytes memory reason) = address(_guarded).call(call);
+        // operators judged and signed a call with 640 bytes of data; what would be executed is the empty call
         assertEq(judged.data.length, 640);
-        assertEq(_target.calls(), 1);
-        assertEq(_target.lastData().length, 0);
+        assertFalse(done);
+        assertEq(reason, abi.encodeWithSelector(PolicyClient.IntentMalformed.selector));
+        assertEq(_target.calls(), 0);
     }
 
     /// @dev The pins, as they lie in the validator's calldata.
