@@ -8,6 +8,7 @@ from typing import Any, cast
 import orjson
 from aiohttp import web
 
+from placet.core.batch import BatchContext
 from placet.core.bus import InProcessBus
 from placet.core.digests import EVIDENCE_PARTS
 from placet.core.errors import PlacetError, RateLimited, Unavailable
@@ -35,8 +36,31 @@ class _Store:
         return True
 
 
-def _asked(tenant: str, nonce: int, number: int) -> Asked:
-    task = rig.task(nonce)
+def _batcher(chain: _Chain, bus: InProcessBus) -> tuple[Batcher, list[BatchContext]]:
+    sent: list[BatchContext] = []
+    batcher = Batcher(
+        bus=bus,
+        chains={rig.CHAIN: cast(Any, chain)},
+        reference_back={},
+        signer=rig.GATEWAY,
+        store=cast(Any, _Store()),
+        on_batch=lambda context, state: sent.append(context),
+        is_open=lambda batch_id: False,
+        wait_s=0.001,
+        observe_for_ms=300,
+        max_waiting=40,
+    )
+    return batcher, sent
+
+
+async def _end(batcher: Batcher, tasks: list[asyncio.Task[Any]]) -> None:
+    for task in (*tasks, *batcher._closing):
+        task.cancel()
+    await asyncio.gather(*tasks, *batcher._closing, return_exceptions=True)
+
+
+def _asked(tenant: str, nonce: int, number: int, client: Address = rig.CLIENT) -> Asked:
+    task = rig.task(nonce, client=client)
     submitted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     key = Hash32(number.to_bytes(32, "big"))
     return Asked(rig.CHAIN, rig.POLICY_ID, task.__class__(task.policy_client, task.intent, new_salt()), tenant, key, key, False, submitted)
@@ -46,19 +70,7 @@ async def test_25_one_callers_copies_leave_room_for_others() -> None:
     """Each copy has an Idempotency-Key of its own. 10,000 places are full after 100 s at the default rate of one key."""
     bus = InProcessBus()
     await bus.start()
-    operators = rig.operator_set(rig.identities())
-    batcher = Batcher(
-        bus=bus,
-        chains={rig.CHAIN: cast(Any, _Chain(operators, {rig.CLIENT: rig.pins()}))},
-        reference_back={},
-        signer=rig.GATEWAY,
-        store=cast(Any, _Store()),
-        on_batch=lambda context, state: None,
-        is_open=lambda batch_id: False,
-        wait_s=0.001,
-        observe_for_ms=300,
-        max_waiting=40,
-    )
+    batcher, _ = _batcher(_Chain(rig.operator_set(rig.identities()), {rig.CLIENT: rig.pins()}), bus)
     flood = [asyncio.create_task(batcher.submit(_asked("mallory", 1, number))) for number in range(40)]
     try:
         await asyncio.sleep(0.3)
@@ -67,13 +79,53 @@ async def test_25_one_callers_copies_leave_room_for_others() -> None:
         sent = await asyncio.wait_for(batcher.submit(_asked("alice", 2, 999)), 3.0)
         assert sent.task_id
     finally:
-        for task in flood:
-            task.cancel()
-        await asyncio.gather(*flood, return_exceptions=True)
-        for closing in batcher._closing:
-            closing.cancel()
-        await asyncio.gather(*batcher._closing, return_exceptions=True)
+        await _end(batcher, flood)
         await bus.stop()
+
+
+async def test_25_one_callers_intents_leave_room_for_others() -> None:
+    """As long as nothing leaves: a tenant gets a place while it has fewer than are left."""
+    never = asyncio.Event()
+
+    class _Stuck(_Chain):
+        async def latest_block(self, back: int = 0) -> Any:
+            await never.wait()
+
+    batcher, _ = _batcher(_Stuck(rig.operator_set(rig.identities()), {}), InProcessBus())
+    tasks = [asyncio.create_task(batcher.submit(_asked("mallory", number, number))) for number in range(40)]
+    await asyncio.sleep(0.05)
+    assert [type(task.exception()) for task in tasks if task.done()] == [RateLimited] * 20
+    tasks += [asyncio.create_task(batcher.submit(_asked("alice", 100 + number, number))) for number in range(12)]
+    await asyncio.sleep(0.05)
+    assert sum(not task.done() for task in tasks[40:]) == 10
+    await _end(batcher, tasks)
+    assert not batcher._waiting_of
+
+
+async def test_14_tasks_of_clients_with_other_thresholds_travel_apart() -> None:
+    """And one batch that cannot be published fails no task of the other."""
+    bus = InProcessBus()
+    await bus.start()
+    chain = _Chain(rig.operator_set(rig.identities()), {rig.CLIENT: rig.pins(), rig.OTHER_CLIENT: rig.pins(10_000)})
+    batcher, sent = _batcher(chain, bus)
+    both = [_asked("alice", 1, 1), _asked("mallory", 2, 2, client=rig.OTHER_CLIENT), _asked("alice", 3, 3)]
+    submitted = await asyncio.gather(*(batcher.submit(asked) for asked in both))
+    assert sorted(len(context.task_ids) for context in sent) == [1, 2]
+    assert submitted[0].context is submitted[2].context
+    genuine = batcher._store.add_tasks
+
+    async def add_tasks(rows: Any) -> bool:
+        if rows[0].tenant == "mallory":
+            raise Unavailable("no")
+        return await genuine(rows)
+
+    batcher._store.add_tasks = add_tasks  # type: ignore[method-assign]
+    again = [_asked("alice", 1, 1), _asked("mallory", 2, 2, client=rig.OTHER_CLIENT)]
+    outcomes = await asyncio.gather(*(batcher.submit(asked) for asked in again), return_exceptions=True)
+    assert isinstance(outcomes[1], Unavailable)
+    assert not isinstance(outcomes[0], BaseException)
+    await _end(batcher, [])
+    await bus.stop()
 
 
 class _Bitmap:

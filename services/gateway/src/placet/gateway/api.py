@@ -42,7 +42,11 @@ MAX_IDEMPOTENCY_KEY = 255
 
 def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response."""
-    return Response(orjson.dumps(content), status, media_type="application/json", headers=headers)
+    try:
+        body = orjson.dumps(content)
+    except orjson.JSONEncodeError:  # a policy's parameters may hold integers of any size
+        body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(body, status, media_type="application/json", headers=headers)
 
 
 def problem(error: PlacetError) -> Response:

@@ -18,7 +18,7 @@ from placet.core.agreement import Component
 from placet.core.bundle import PolicyBundle, PolicyDataArtefact, load_bundle
 from placet.core.bus import Bus, Snapshot
 from placet.core.envelope import BusSigner, Kind, open_envelope, seal
-from placet.core.errors import InvalidInput, NotFound, Unavailable, VerificationFailed
+from placet.core.errors import InvalidInput, NotFound, TooLarge, Unavailable, VerificationFailed
 from placet.core.messages import Admission
 from placet.core.objects import ObjectStore
 from placet.core.types import Address, BindingSource, Hash32, Policy, hex0x
@@ -186,7 +186,11 @@ class PolicyStore:
             address = self._announced.get(policy_id)
             if address is None:
                 raise NotFound("nobody announced this policy", field="policyId")
-            bundle = await load_bundle(self._objects, address, policy_id)
+            try:
+                bundle = await load_bundle(self._objects, address, policy_id)
+            except (VerificationFailed, TooLarge) as error:
+                # Bytes that are not what their digest or the id names say nothing of the policy: others may write to the store.
+                raise Unavailable(f"the store does not hold what was announced: {error}") from None
             loaded = await self._admit(bundle)
             self._loaded[policy_id] = loaded
             while len(self._loaded) > _KEPT:
