@@ -297,12 +297,6 @@ async def test_2_one_operator_that_observes_other_data_changes_nothing(
     assert messages(denied) == [f"receiver {MALLORY} is on the sanctions list"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=NoQuorum,
-    reason="the aggregator proposes a quarter of a second after it heard quorum stake, on whatever it heard: when that holds a liar, or "
-    "an operator that abstains, the task fails although an honest operator was only a little slower",
-)
 @pytest.mark.parametrize(
     "options",
     [{"hooks": {"operator-2": observing(knows_another_price)}}, {"operator_overrides": {2: {"allow_private_hosts": []}}}],

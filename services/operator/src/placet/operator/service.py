@@ -531,6 +531,7 @@ class OperatorService:
         abstentions: list[Abstention] = list(run.abstentions)
         for group in agreement.groups:
             if self._identity.address not in group.operators:
+                abstentions += _abstentions_from(group.tasks, abstentions, "outvoted", "what was observed here is not what was agreed")
                 continue
             try:
                 groups.append(await self._sign_group(run, agreement, group, observations))
@@ -549,6 +550,8 @@ class OperatorService:
                 code, message = _why_not(error)
                 log.warning("batch %s: group abstained from: %s", hex0x(run.id), error, exc_info=error if code == "internal" else None)
                 abstentions += _abstentions_from(group.tasks, abstentions, code, message)
+        for failed in agreement.failed:
+            abstentions += _abstentions_from([failed.task], abstentions, "no_agreement", failed.message)
         if not groups and proposal_digest == ZERO_HASH:
             await self._publish_observation(context, self._all_abstain(context, abstentions[0].code, abstentions[0].message))
             return
