@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from placet.aggregator import service as service_module
-from placet.aggregator.service import AggregatorService, Timing
+from placet.aggregator.service import GROUP, AggregatorService, Timing
 from placet.core import limits, topics, wire
 from placet.core.batch import BatchContext
-from placet.core.bus import InProcessBroker, InProcessBus
+from placet.core.bus import InProcessBroker, InProcessBus, TopicPartition
 from placet.core.envelope import Kind, LocalBusSigner, open_envelope
 from placet.core.errors import Unavailable
 from placet.core.evm.rpc import RpcError
@@ -23,7 +23,18 @@ from placet.core.keccak import keccak256
 from placet.core.messages import Abstention, Proposal, positions_of
 from placet.core.objects import ObjectStore
 from placet.core.types import Hash32
-from tests.support.authorization import AGGREGATOR, CHAIN_ID, GATEWAY, Member, World, dead_letters, eventually, other_leaf, records_of
+from tests.support.authorization import (
+    AGGREGATOR,
+    CHAIN_ID,
+    GATEWAY,
+    Member,
+    RunningClock,
+    World,
+    dead_letters,
+    eventually,
+    other_leaf,
+    records_of,
+)
 
 QUICK = Timing(linger_s=0.05, straggler_s=0.02, respond_within_s=0.5)
 PATIENT = Timing(linger_s=0.05, straggler_s=0.02, respond_within_s=60.0)
@@ -39,7 +50,7 @@ class Stage:
         self.bus = InProcessBus(self.broker)
         self.running: dict[AggregatorService, tuple[asyncio.Task[None], InProcessBus]] = {}
 
-    async def aggregator(self, timing: Timing = QUICK) -> AggregatorService:
+    async def aggregator(self, timing: Timing = QUICK, clock: Callable[[], float] = time.time) -> AggregatorService:
         bus = InProcessBus(self.broker)
         await bus.start()
         service = AggregatorService(
@@ -49,6 +60,7 @@ class Stage:
             bus_signer=AGGREGATOR,
             gateways=frozenset({GATEWAY.public_key}),
             timing=timing,
+            clock=clock,
         )
         task = asyncio.create_task(service.run())
         self.running[service] = task, bus
@@ -72,6 +84,15 @@ class Stage:
         with suppress(asyncio.CancelledError):
             await task
         await bus.stop()
+
+    async def committed(self, topic: str, context: BatchContext) -> None:
+        """The aggregators' group is past what was published for a batch: nobody will be handed it again."""
+
+        async def past() -> bool:
+            at = TopicPartition(topic, self.bus.partition_for(topic, context.id))
+            return self.broker.group(GROUP).committed.get(at, 0) >= (await self.bus.end_offsets([at]))[at] > 0
+
+        await eventually(past, f"{topic} is committed")
 
     async def say(self, topic: str, context: BatchContext, envelope: bytes) -> None:
         await self.bus.publish(topic, context.id, envelope)
@@ -235,6 +256,7 @@ async def test_19_after_a_restart_there_is_no_second_proposal_and_no_second_resu
     context = world.batch()
     await stage.batch(context)
     digest = await proposed(stage, context)
+    await stage.committed(topics.PROPOSALS, context)
     await stage.kill(first)
 
     # One more observation would make another proposal, if the successor made one.
@@ -263,6 +285,7 @@ async def test_19_after_a_restart_a_failure_is_not_followed_by_a_certificate(sta
     context = world.batch(observe_for_ms=100)
     await stage.batch(context)
     assert (await stage.result(context, 8))[0] is Kind.GROUP_FAILURE
+    await stage.committed(topics.ATTESTATIONS, context)
     await stage.kill(first)
     await stage.respond(context, *world.members)
     await stage.aggregator()
@@ -298,6 +321,23 @@ async def test_no_certificate_is_published_when_it_is_too_late_for_one(stage: St
     await stage.batch(context)
     await stage.respond(context, *stage.world.members)
     await stage.aggregator()
+    assert (await stage.result(context))[0] is Kind.GROUP_FAILURE
+
+
+async def test_nor_when_the_last_signature_comes_then(stage: Stage) -> None:
+    clock = RunningClock()
+    service = await stage.aggregator(PATIENT, clock)
+    context = stage.world.batch(observe_for_ms=20_000)
+    await stage.batch(context)
+    await stage.respond(context, *stage.world.members[:2])
+
+    async def heard() -> bool:
+        actor = service._actors.get(context.id)
+        return actor is not None and actor.task is not None and actor.mailbox.empty()
+
+    await eventually(heard)
+    clock.now += limits.CERTIFY_WITHIN_S + 2
+    await stage.respond(context, stage.world.members[2])
     assert (await stage.result(context))[0] is Kind.GROUP_FAILURE
 
 

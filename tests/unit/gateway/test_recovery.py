@@ -271,3 +271,22 @@ async def test_many_tasks_travel_together(stage: Stage) -> None:
     assert sum(sizes) == 200
     assert max(sizes) <= limits.MAX_TASKS_PER_BATCH
     assert len(sizes) < 60
+
+
+@pytest.mark.parametrize("trouble", [OSError("10.1.2.3"), OperationalError("insert", {}, Exception("secret"))], ids=["socket", "database"])
+async def test_a_database_that_is_away_when_a_batch_is_written_down_is_a_503(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    genuine, failures = stage.gateway.store.add_tasks, [trouble]
+
+    async def add_tasks(rows: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await genuine(rows)
+
+    monkeypatch.setattr(stage.gateway.store, "add_tasks", add_tasks)
+    named = {"idempotency-key": "order-1"}
+    answer = await stage.gateway.submit(headers=named)
+    assert (answer.status, answer.body["code"], answer.body["retryable"]) == (503, "unavailable", True)
+    assert not any(inside in str(answer.body) for inside in ("10.1.2.3", "secret"))
+    assert (await stage.gateway.submit(headers=named)).body["decision"] == "allow"

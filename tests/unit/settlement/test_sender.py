@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_account.typed_transactions.typed_transaction import TypedTransaction
+from hexbytes import HexBytes
 
 from placet.core.evm.contracts import encode_call
 from placet.core.evm.rpc import RpcClient, RpcError
@@ -342,6 +344,8 @@ async def test_a_transaction_that_is_not_mined_is_replaced_at_the_same_nonce(des
     first, second = await desk.attempts(store, lease)
     assert first.nonce == second.nonce
     assert second.max_fee > first.max_fee * 11 // 10
+    tips = [TypedTransaction.from_bytes(HexBytes(attempt.raw)).as_dict()["maxPriorityFeePerGas"] for attempt in (first, second)]
+    assert tips[1] > tips[0] * 11 // 10, "or the usual nodes refuse it as underpriced"
     assert await desk.pool() == [hex0x(second.hash)], "the node took the replacement: tip and maximal fee were raised"
     assert len(rpc.sent) == 2
     await desk.mine()
