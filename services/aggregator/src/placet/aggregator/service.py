@@ -369,8 +369,8 @@ class AggregatorService:
             if self._may_propose(collection, now, linger_until, observe_until):
                 await self._propose(collection)
             wake = [give_up]
-            if collection.proposal_digest is None and linger_until is not None:
-                wake.append(max(linger_until, now + 0.001))
+            if collection.proposal_digest is None:
+                wake += [at for at in (linger_until, observe_until) if at is not None and at > now]
             wake += [
                 b.reached_at + self._timing.straggler_s
                 for b in collection.ballots.values()
@@ -445,14 +445,20 @@ class AggregatorService:
             collection.proposed = frozenset(collection.heard)
         else:
             payload = known.payload
-            opened = [
-                await open_observations(
-                    wire.decode_proposal(payload), collection.context, collection.operators, self._objects, with_data=with_data
-                )
-                for with_data in (True, False)
-            ]
-            collection.proposed = frozenset().union(*(found for found, _ in opened))
+            collection.proposed = await self._operators_in(collection, wire.decode_proposal(payload))
         collection.proposal_digest = Hash32(keccak256(payload))
+
+    async def _operators_in(self, collection: Collection, proposal: Proposal) -> frozenset[Address]:
+        """Whom a Proposal rests on, as far as the policy's kind is not known here; everybody, when that cannot be read now."""
+        found: set[Address] = set()
+        try:
+            for with_data in (True, False):
+                opened, _ = await open_observations(proposal, collection.context, collection.operators, self._objects, with_data=with_data)
+                found |= opened.keys()
+        except PlacetError as error:
+            log.warning("batch %s: what its proposal lists: %s", hex0x(collection.context.id), error)
+            return frozenset(operator.address for operator in collection.operators.operators)
+        return frozenset(found)
 
     async def _proposal_of(self, collection: Collection) -> Proposal:
         """Everything heard, as long as it fits into the message; else the largest by their addresses in the object store."""
