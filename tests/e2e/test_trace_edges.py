@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,7 @@ async def test_one_intent_is_one_connected_trace_in_one_process(make_vault: Make
             for span in spans()
         ]
 
-    await until_edges(seen, caller)
-    check(seen(), caller)
+    check(await until_whole(seen, caller), caller)
     kinds = {span.name: span.kind for span in spans()}
     assert kinds["POST /api/v1/intents"] is SpanKind.SERVER
     assert kinds["eth_sendRawTransaction"] is SpanKind.CLIENT
@@ -161,15 +160,18 @@ async def test_one_intent_is_one_connected_trace_over_processes_kafka_and_jaeger
             spans = jaeger.traces("gateway", tags={names.TASK_ID: answer["taskId"]}).get(trace_id, [])
             return [Seen(s.span_id, s.parent_id, s.name, frozenset(span_id for _, span_id in s.links), s.tags) for s in spans]
 
-        await until_edges(seen, caller)
-        check(seen(), caller)
+        check(await until_whole(seen, caller), caller)
         assert set(jaeger.services()) >= {"gateway", "operator", "aggregator", "settlement"}
     finally:
         await asyncio.to_thread(jaeger.stop)
 
 
-async def until_edges(seen: Any, caller: str, within_s: float = 20.0) -> None:
-    """Wait until the exporters have delivered; what is missing then is `check`'s to say."""
+async def until_whole(seen: Callable[[], list[Seen]], caller: str, within_s: float = 20.0) -> list[Seen]:
+    """The spans, once the exporters have delivered all of them: none that is written down is missing, and no span's parent."""
     end = time.monotonic() + within_s
-    while time.monotonic() < end and not edges_of(await asyncio.to_thread(seen), caller) >= EDGES:
+    while True:
+        spans = await asyncio.to_thread(seen)
+        found = edges_of(spans, caller)
+        if time.monotonic() > end or (found >= EDGES and all(parent != "missing" for parent, _ in found)):
+            return spans
         await asyncio.sleep(0.1)
