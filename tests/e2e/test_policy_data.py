@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from placet.aggregator.main import Aggregator
 from placet.core.errors import DeadlineExceeded, InvalidInput, NoQuorum, PlacetError
 from placet.core.evm.contracts import encode_call
 from placet.core.messages import TaskObservation
@@ -159,8 +158,7 @@ async def guarded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, worl
     async with AsyncExitStack() as stack:
 
         async def make(*, hooks: dict[str, Callable[[Any], None]] | None = None, **options: Any) -> Vault:
-            own_hooks = {"aggregator": patient, **(hooks or {})}
-            settings = LocalOptions(tmp_path / "net", compiled_cache=cache, allow_private_hosts=(world.host,), hooks=own_hooks, **options)
+            settings = LocalOptions(tmp_path / "net", compiled_cache=cache, allow_private_hosts=(world.host,), hooks=hooks or {}, **options)
             network = await stack.enter_async_context(LocalNetwork(settings))
             bundle = combined(tmp_path / "combined", world).bundle
             await network.publish(bundle)
@@ -182,16 +180,6 @@ def messages(answer: dict[str, Any]) -> list[str]:
 
 def signers(answer: dict[str, Any]) -> int:
     return bin(int(answer["attestation"]["signers"], 16)).count("1")
-
-
-def patient(aggregator: Aggregator) -> None:
-    """Waits for every operator as long as they may observe: on a busy machine one may be slower than the others by more than the usual
-    quarter of a second, and it is not the time that these tests are about."""
-    aggregator.service._timing = replace(aggregator.service._timing, linger_s=5.0)
-
-
-def hasty(_: Aggregator) -> None:
-    """As it is by default."""
 
 
 def slow(operator: Operator) -> None:
@@ -252,6 +240,10 @@ async def test_an_allowed_withdrawal_executes_and_a_listed_receiver_is_denied_by
     assert (caught.value.name or "").startswith("IntentDenied")
     assert await vault.shares() == before - 100
 
+    # Threats 3: whom the caller names does not matter; what is screened is the intent's own receiver.
+    named = await vault.ask(104, MALLORY, args={"receiver": BOB, "sender": BOB, "list_url": "https://example.com/empty.csv"})
+    assert messages(named) == [f"receiver {MALLORY} is on the sanctions list"]
+
     world.listed = [BOB]
     assert (await vault.ask(101, BOB))["decision"] == "deny"
     assert (await vault.ask(102, MALLORY))["decision"] == "allow"
@@ -303,7 +295,7 @@ async def test_2_one_operator_that_observes_other_data_changes_nothing(
     ids=["a-liar", "one-without-network"],
 )
 async def test_one_wrong_operator_and_one_that_is_a_little_slow_change_nothing(guarded: MakeGuarded, options: dict[str, Any]) -> None:
-    hooks = {"aggregator": hasty, "operator-3": slow, **options.get("hooks", {})}
+    hooks = {"operator-3": slow, **options.get("hooks", {})}
     vault = await guarded(**{**options, "hooks": hooks})
     assert (await vault.ask(100, BOB))["decision"] == "allow"
 
