@@ -326,7 +326,7 @@ async def test_no_certificate_is_published_when_it_is_too_late_for_one(stage: St
 
 async def test_nor_when_the_last_signature_comes_then(stage: Stage) -> None:
     clock = RunningClock()
-    service = await stage.aggregator(PATIENT, clock)
+    service = await stage.aggregator(Timing(linger_s=0.05, straggler_s=0.0, respond_within_s=60.0), clock)
     context = stage.world.batch(observe_for_ms=20_000)
     await stage.batch(context)
     await stage.respond(context, *stage.world.members[:2])
