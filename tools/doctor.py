@@ -111,6 +111,8 @@ def main() -> int:
     missing = [(tool, why) for tool in tools if (why := problem_with(tool)) is not None]
     for tool, why in missing:
         sys.stderr.write(f"{tool.name} {why}; {tool.wanted} is needed\n    Debian, Ubuntu: {tool.apt}\n    macOS: {tool.brew}\n")
+    if not missing:
+        sys.stdout.write(f"{', '.join(tool.name for tool in tools)}: all there\n")
     return 2 if missing else 0
 
 

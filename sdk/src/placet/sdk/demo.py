@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from placet.core.evm.contracts import encode_call
 from placet.core.evm.rpc import RpcClient
 from placet.core.messages import TaskObservation
-from placet.core.types import Address, address_from, hex0x
+from placet.core.types import Address, Hash32, address_from, hex0x
 from placet.sdk.client import Client
 from placet.sdk.devservices.anvil import Anvil
 from placet.sdk.devservices.process import free_ports, repository
@@ -75,6 +75,18 @@ class ListServer:
             await self._runner.cleanup()
 
 
+async def deploy_vault(network: LocalNetwork, policy_id: Hash32, depositor: Address) -> tuple[Address, Address]:
+    """A token and a vault that follows a policy, with a deposit of 100,000; returns both addresses."""
+    chain = network.chain
+    token = await chain.deploy(network.owner, "TestToken", "Demo Dollar", "DUSD", 18)
+    vault = await chain.deploy(network.owner, "GuardedVault", token, "Guarded Vault", "gDUSD", network.client_config(policy_id))
+    amount = 100_000 * UNIT
+    await chain.send(network.owner, token, encode_call("mint(address,uint256)", depositor, amount))
+    await chain.send(depositor, token, encode_call("approve(address,uint256)", vault, amount))
+    await chain.send(depositor, vault, encode_call("deposit(uint256,address)", amount, depositor))
+    return token, vault
+
+
 class Story:
     """The chapters, over one network."""
 
@@ -91,17 +103,11 @@ class Story:
 
     async def set_up(self) -> None:
         """A token, a vault that only leaves by attested intents, and Alice's deposit."""
-        network, chain = self.network, self.network.chain
+        network = self.network
         started = time.perf_counter()
         bundle = load_pack(self.pack, params=self.params("1000")).bundle
         await network.publish(bundle)
-        token = await chain.deploy(network.owner, "TestToken", "Demo Dollar", "DUSD", 18)
-        self.vault = await chain.deploy(network.owner, "GuardedVault", token, "Guarded Vault", "gDUSD", network.client_config(bundle.id))
-        amount = 100_000 * UNIT
-        await chain.send(network.owner, token, encode_call("mint(address,uint256)", self.alice, amount))
-        await chain.send(self.alice, token, encode_call("approve(address,uint256)", self.vault, amount))
-        await chain.send(self.alice, self.vault, encode_call("deposit(uint256,address)", amount, self.alice))
-        self.token = token
+        self.token, self.vault = await deploy_vault(network, bundle.id, self.alice)
         self.say(f"  policy   {hex0x(bundle.id)}  (spend-limit: 1000 DUSD a withdrawal, one blocked receiver)")
         self.say(f"  vault    {hex0x(self.vault)}  (ERC-4626, quorum 2/3 of stake; Alice deposited 100,000 DUSD)")
         self.say(f"  set up in {time.perf_counter() - started:.1f} s")

@@ -47,8 +47,10 @@ def attestation_of(document: Any) -> Attestation:
             signers=_bytes(document["signers"], "signers"),
             aggregate_signature=_bytes(document["aggregateSignature"], "aggregateSignature"),
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InvalidInput(f"attestation: {type(error).__name__}: {error}", field="attestation") from None
+    except KeyError as error:
+        raise InvalidInput(f"not an attestation: member {error} is missing", field="attestation") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"not an attestation: {error}", field="attestation") from None
 
 
 def _boolean(value: Any, field: str) -> bool:

@@ -13,9 +13,11 @@ import orjson
 
 from placet.core.types import hex0x
 from placet.sdk.cli.common import cache_folder
-from placet.sdk.demo import tell
+from placet.sdk.demo import deploy_vault, tell
+from placet.sdk.devservices.process import repository
 from placet.sdk.local.network import LocalNetwork, LocalOptions
 from placet.sdk.local.pidfile import end_predecessor, record_self
+from placet.sdk.packs import load_pack
 
 
 def _quiet_logging(folder: Path) -> None:
@@ -27,7 +29,8 @@ def _quiet_logging(folder: Path) -> None:
 
 
 def _fresh(folder: Path) -> None:
-    end_predecessor(folder)
+    if end_predecessor(folder):
+        click.echo(f"the network that was running in {folder} is stopped: one at a time (another --dir runs beside it)")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     record_self(folder)
@@ -38,8 +41,9 @@ def _fresh(folder: Path) -> None:
 @click.option("--bus", type=click.Choice(["inprocess", "kafka"]), default="inprocess", show_default=True, help="kafka: separate processes.")
 @click.option("--postgres", is_flag=True, help="PostgreSQL instead of SQLite.")
 @click.option("--port", type=int, default=0, help="The gateway's port; a free one by default.")
+@click.option("--vault/--no-vault", default=True, show_default=True, help="Deploy a vault under the pack spend-limit, to try things with.")
 @click.option("--otlp", default=None, help="OTLP/HTTP endpoint for traces, e.g. http://127.0.0.1:4318.")
-def up(folder: Path, bus: str, postgres: bool, port: int, otlp: str | None) -> None:
+def up(folder: Path, bus: str, postgres: bool, port: int, vault: bool, otlp: str | None) -> None:
     """The whole network on this machine: chain, contracts, four operators, every service. Ctrl-C stops all of it."""
     _fresh(folder)
     _quiet_logging(folder)
@@ -53,19 +57,29 @@ def up(folder: Path, bus: str, postgres: bool, port: int, otlp: str | None) -> N
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         async with LocalNetwork(options) as network:
-            ready = {
+            ready: dict[str, object] = {
                 "gateway": network.gateway_url,
                 "apiKey": network.api_key,
                 "rpc": network.anvil.url,
                 "deployments": str(network.deployments),
                 "operators": [hex0x(operator.address) for operator in network.operators],
             }
+            if vault:
+                bundle = load_pack(repository() / "policies" / "spend-limit").bundle
+                await network.publish(bundle)
+                _, address = await deploy_vault(network, bundle.id, network.accounts[3])
+                ready |= {"vault": hex0x(address), "account": hex0x(network.accounts[3])}
             (folder / "ready.json").write_bytes(orjson.dumps(ready, option=orjson.OPT_INDENT_2))
             click.echo("development keys and a development chain: nothing here is for production")
             click.echo(f"ready  gateway {network.gateway_url}  rpc {network.anvil.url}  state {folder}")
             click.echo(f"       api key {network.api_key}")
+            if vault:
+                click.echo(f"       vault {ready['vault']} under the pack spend-limit; account {ready['account']} has shares")
+            click.echo(f"try    placet intent send (docs/how-to/first-intent.md); API: {network.gateway_url}/api/v1/openapi.json")
             await stop.wait()
             click.echo("stopping")
+            for name in ("ready.json", "pid.json"):
+                (folder / name).unlink(missing_ok=True)
 
     asyncio.run(run())
 

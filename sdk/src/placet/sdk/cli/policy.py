@@ -78,7 +78,7 @@ def init(name: str, language: str, parent: Path, output: str) -> None:
     steps = [
         f"placet policy build {folder}",
         f"placet policy test {folder}",
-        f"placet policy simulate {folder} --intent {folder}/intent.json",
+        f"placet policy simulate {folder} --intent {folder}/intent.json --live   # once manifest and params name a host that answers",
     ]
     document = {"folder": str(folder), "files": [str(file) for file in files], "next": steps}
     show(document, output, [*(f"made {file}" for file in files), "next:", *(f"  {step}" for step in steps)])

@@ -25,15 +25,15 @@ def record_self(folder: Path) -> None:
     (folder / _FILE).write_bytes(orjson.dumps({"pid": os.getpid(), "started": _started_at(os.getpid())}))
 
 
-def end_predecessor(folder: Path, timeout_s: float = 10.0) -> None:
-    """End the run recorded in `folder`, if it still lives. Its own children end with it."""
+def end_predecessor(folder: Path, timeout_s: float = 10.0) -> bool:
+    """End the run recorded in `folder`, if it still lives; says whether it did. Its own children end with it."""
     try:
         recorded = orjson.loads((folder / _FILE).read_bytes())
         pid, started = int(recorded["pid"]), recorded["started"]
     except (OSError, ValueError, KeyError, TypeError):
-        return
+        return False
     if pid == os.getpid() or started is None or _started_at(pid) != started:
-        return
+        return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         end = time.monotonic() + timeout_s
@@ -41,3 +41,4 @@ def end_predecessor(folder: Path, timeout_s: float = 10.0) -> None:
             time.sleep(0.05)
         if _started_at(pid) == started:
             os.kill(pid, signal.SIGKILL)
+    return True
