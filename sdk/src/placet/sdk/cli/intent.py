@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 import orjson
-from eth_account import Account
-from eth_account.messages import encode_typed_data
 
 from placet.core.errors import InvalidInput
 from placet.sdk.cli.common import connect, gateway_options, output_option, show
@@ -70,6 +68,9 @@ def send(
             prepared = await client.prepare(policy_client, call)
             signature = None
             if key is not None:
+                from eth_account import Account  # seconds to import, and only signing needs it
+                from eth_account.messages import encode_typed_data
+
                 message = encode_typed_data(full_message=prepared["typedData"])
                 signature = "0x" + bytes(Account.sign_message(message, key).signature).hex()
             args = orjson.loads(args_json) if args_json else None

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import click
 
 from placet.core.errors import PlacetError
-from placet.sdk.cli import bus, intent, local, operator, policy, verify
+
+_MODULES = {
+    "up": "local",
+    "demo": "local",
+    "intent": "intent",
+    "policy": "policy",
+    "operator": "operator",
+    "verify": "verify",
+    "kafka": "bus",
+    "topics": "bus",
+}
+"""Command -> module of `placet.sdk.cli` that has it under its name: imported when it is used, since some need much."""
 
 
 class _Commands(click.Group):
     """Turns Placet's errors into one line that says what to do, and exit status 1."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _MODULES:
+            return None
+        found = getattr(importlib.import_module(f"placet.sdk.cli.{_MODULES[name]}"), name)
+        assert isinstance(found, click.Command)
+        return found
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -29,16 +51,6 @@ class _Commands(click.Group):
 @click.version_option(package_name="placet-sdk", prog_name="placet")
 def cli() -> None:
     """Placet decides whether a transaction may execute before it does."""
-
-
-cli.add_command(local.up)
-cli.add_command(local.demo)
-cli.add_command(intent.intent)
-cli.add_command(policy.policy)
-cli.add_command(operator.operator)
-cli.add_command(verify.verify)
-cli.add_command(bus.kafka)
-cli.add_command(bus.topics)
 
 
 def main() -> None:
