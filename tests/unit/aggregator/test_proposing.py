@@ -71,6 +71,30 @@ async def test_equal_bytes_of_quorum_stake_wait_for_nobody() -> None:
         assert await proposal_of(network, context, 1.0) is not None
 
 
+async def test_16_who_says_what_the_others_say_and_does_not_sign_can_do_so_once() -> None:
+    """Three of four must sign. One repeats the honest observation at once and signs nothing; the fourth honest one is a little slower."""
+    members = rig.identities()
+    operators = rig.operator_set(members)
+    async with rig.aggregator(operators, {rig.CLIENT: rig.pins()}, linger_s=0.02, respond_within_s=0.3) as network:
+
+        async def listed(number: int) -> set[bytes]:
+            context = rig.batch(rig.task(number), observe_for_ms=2_500)
+            early = [rig.sealed_observation(item, context, rig.observed(context)) for item in members[:3]]
+            await rig.give(network, context, early)
+            await asyncio.sleep(0.2)
+            late = rig.sealed_observation(members[3], context, rig.observed(context))
+            await network.bus.publish(topics.OBSERVATIONS, context.id, late)
+            proposal = await proposal_of(network, context, 3.0)
+            assert proposal is not None
+            opened, _ = await open_observations(proposal, context, operators, network.objects, with_data=True)
+            return set(opened)
+
+        assert members[3].address not in await listed(0)
+        while not await network.published(topics.ATTESTATIONS):  # nobody signs here: it fails
+            await asyncio.sleep(0.05)
+        assert members[3].address in await listed(1)
+
+
 async def test_messages_that_come_before_their_batch_are_not_lost() -> None:
     members, context = rig.identities(), rig.batch(rig.task())
     async with rig.aggregator(rig.operator_set(members), {rig.CLIENT: rig.pins()}) as network:

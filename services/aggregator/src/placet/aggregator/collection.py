@@ -162,12 +162,13 @@ class Collection:
         stake = max(self.operators.stake_of(with_data), self.operators.stake_of(without))
         return meets(stake, self.operators.total_stake, self.quorum_bps)
 
-    def is_settled(self) -> bool:
-        """Whether quorum stake reported the same bytes for every open task, so that nobody still to be heard can change the outcome."""
+    def is_settled(self, doubted: frozenset[Address] = frozenset()) -> bool:
+        """Whether quorum stake reported the same bytes for every open task, so that nobody still to be heard can change the outcome. What
+        `doubted` operators say does not count: they may say it and not sign."""
         for task in self.open_tasks:
             stakes: dict[tuple[bytes, ...], int] = {}
             for address, tasks in self.vouched.items():
-                if task in tasks:
+                if task in tasks and address not in doubted:
                     said = self.outputs.get(address, {}).get(task, ())
                     stakes[said] = stakes.get(said, 0) + self.operators.stake_of(frozenset({address}))
             if not any(meets(stake, self.operators.total_stake, self.quorum_bps) for stake in stakes.values()):

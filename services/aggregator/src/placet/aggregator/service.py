@@ -42,6 +42,7 @@ _MAX_MESSAGES = 16
 _MAX_RESULT_BYTES = MAX_ENVELOPE_BYTES - 4096
 _RETRY_S = 0.25
 _READ_WITHIN_S = 2.0
+_WITHHELD_FOR_S = 600.0
 _MAX_EARLY_RECORDS = 512
 _MAX_EARLY_BYTES = 64 << 20
 _MAX_STRANGERS_BYTES = 4 << 20
@@ -107,6 +108,8 @@ class AggregatorService:
         self._known_results: dict[Hash32, list[Message]] = {}
         self._silences: dict[Address, int] = {}
         """Of how many batches in a row nothing was heard from an operator."""
+        self._withheld: dict[Address, float] = {}
+        """Operators that observed and then signed nothing in a batch that failed, until when their word alone settles nothing."""
         self._bus_keys: dict[Address, bytes] = {}
         self._early_bytes = 0
         self.subscription: Subscription | None = None
@@ -388,6 +391,9 @@ class AggregatorService:
                     contributing.append(record)
 
     async def _fail_what_is_lost(self, collection: Collection, now: float, give_up: float) -> None:
+        if collection.proposal_digest is not None and (now >= give_up or collection.abandoned()):
+            signed = {address for ballot in collection.ballots.values() for address in ballot.signatures}
+            self._withheld |= dict.fromkeys(collection.proposed - signed, now + _WITHHELD_FOR_S)
         if now >= give_up:
             heard = collection.heard_quorum()
             code, message = (
@@ -413,7 +419,8 @@ class AggregatorService:
             # Who answers at once may answer anything. What quorum stake said in the same bytes stands whatever comes; else the time that
             # the batch gives is given, to those that have been answering.
             waited_for = [o.address for o in collection.operators.operators if self._silences.get(o.address, 0) < _SILENT_AFTER]
-            if not collection.is_settled() and not all(address in collection.heard for address in waited_for):
+            doubted = frozenset(address for address, until in self._withheld.items() if now < until)
+            if not collection.is_settled(doubted) and not all(address in collection.heard for address in waited_for):
                 return False
         # Without data, whole-batch signatures are on their way unless somebody abstained or they disagree.
         return collection.with_outputs or bool(collection.abstentions) or collection.has_heard_all()
