@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any, cast
 
 import orjson
@@ -32,8 +33,8 @@ class _Chain(rig.StubReader):
 
 
 class _Store:
-    async def add_tasks(self, rows: Any) -> bool:
-        return True
+    async def add_tasks(self, rows: Any) -> frozenset[int]:
+        return frozenset()
 
 
 def _batcher(chain: _Chain, bus: InProcessBus) -> tuple[Batcher, list[BatchContext]]:
@@ -59,11 +60,15 @@ async def _end(batcher: Batcher, tasks: list[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, *batcher._closing, return_exceptions=True)
 
 
+_attempts = itertools.count(1)
+
+
 def _asked(tenant: str, nonce: int, number: int, client: Address = rig.CLIENT) -> Asked:
     task = rig.task(nonce, client=client)
     submitted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     key = Hash32(number.to_bytes(32, "big"))
-    return Asked(rig.CHAIN, rig.POLICY_ID, task.__class__(task.policy_client, task.intent, new_salt()), tenant, key, key, False, submitted)
+    salted = task.__class__(task.policy_client, task.intent, new_salt())
+    return Asked(rig.CHAIN, rig.POLICY_ID, salted, tenant, key, key, next(_attempts), False, submitted)
 
 
 async def test_25_one_callers_copies_leave_room_for_others() -> None:
@@ -114,7 +119,7 @@ async def test_14_tasks_of_clients_with_other_thresholds_travel_apart() -> None:
     assert submitted[0].context is submitted[2].context
     genuine = batcher._store.add_tasks
 
-    async def add_tasks(rows: Any) -> bool:
+    async def add_tasks(rows: Any) -> Any:
         if rows[0].tenant == "mallory":
             raise Unavailable("no")
         return await genuine(rows)

@@ -46,7 +46,7 @@ async def recorded(stage: Stage, tasks: int = 1, *, age_s: int = 0) -> BatchCont
         )
         for at in range(tasks)
     ]
-    assert await stage.gateway.store.add_tasks(rows)
+    assert not await stage.gateway.store.add_tasks(rows)
     return context
 
 
@@ -153,6 +153,22 @@ async def test_open_batches_of_a_replica_that_is_gone_are_taken_up_by_another(st
     stage.clock.now += 20
     await other.results.sweep()
     assert (await stage.ended(answer.body["taskId"]))["stage"] == "certified"
+
+
+async def test_25_two_replicas_asked_the_same_at_once_make_one_task(stage: Stage) -> None:
+    """With and without a name for the request; both answer, and others in the loser's batch are not its losers."""
+    other = await stage.replica()
+    for headers, numbers in (({"idempotency-key": "order-1"}, (1, 2)), ({}, (3, 4))):
+        same, alone = numbers
+        for replica in (stage.gateway, other):
+            replica.batcher._wait_s = 0.05
+        answers = await asyncio.gather(
+            *(replica.submit(same, headers=headers) for replica in (stage.gateway, other)),
+            other.submit(alone),
+        )
+        assert [answer.body["decision"] for answer in answers] == ["allow"] * 3
+        assert answers[0].body["taskId"] == answers[1].body["taskId"] != answers[2].body["taskId"]
+    assert sum(len(context.task_ids) for context in await stage.batches()) == 4
 
 
 async def test_a_young_batch_of_a_living_replica_is_left_to_it(stage: Stage) -> None:

@@ -40,6 +40,10 @@ _GATHER_AT_MOST_S = 0.25
 _BATCH_TASKS = metrics.histogram("placet_gateway_batch_tasks", "Tasks a batch.", [], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
 
 
+class TakenElsewhere(Exception):
+    """Another replica made this attempt of the same request into a task; nothing was recorded here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One task waiting to be batched."""
@@ -50,6 +54,7 @@ class Asked:
     tenant: str
     request_key: Hash32
     request_hash: Hash32
+    attempt: int
     relay: bool
     submitted: asyncio.Future[Submitted]
     trace: Context = field(default_factory=otel_context.get_current)
@@ -120,6 +125,7 @@ class Batcher:
             RateLimited: too many tasks are in hand.
             WrongPolicy: the client changed its policy meanwhile.
             Unavailable: node, database or bus do not answer.
+            TakenElsewhere: another replica was faster with the same request.
         """
         # Places are shared: a tenant gets another one while it has fewer than are left. Nobody takes the last of everybody's.
         if self._waiting_of[asked.tenant] >= self._max_waiting - self._waiting_of.total():
@@ -245,11 +251,17 @@ class Batcher:
                 None,
                 now,
                 now + limits.RESULT_WITHIN_S,
+                attempt=item.attempt,
             )
             for position, item in enumerate(members)
         ]
-        if not await self._store.add_tasks(rows):
-            raise Internal("a task's id is taken")  # salts are random
+        if taken := await self._store.add_tasks(rows):
+            for position in taken:
+                if not members[position].submitted.done():
+                    members[position].submitted.set_exception(TakenElsewhere())
+            if rest := [item for position, item in enumerate(members) if position not in taken]:
+                await self._publish_members(key, block, state, rest)
+            return
         self._on_batch(context, state)
         self._sent.setdefault(key, []).append(context.id)
         await self.send(context, payload)

@@ -30,7 +30,7 @@ from placet.core.evm.reader import BlockState, ChainReader
 from placet.core.keccak import keccak256
 from placet.core.senders import is_signed_by
 from placet.core.types import UINT256_MAX, Address, Hash32, Intent, Ordering, Pins, Task, hex0x
-from placet.gateway.batcher import Asked, Batcher, Submitted, new_salt
+from placet.gateway.batcher import Asked, Batcher, TakenElsewhere, new_salt
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.requests import IntentRequest, intent_json
 from placet.gateway.results import Results
@@ -41,6 +41,9 @@ _HANDED_OUT_S = 600
 _HANDED_OUT_PLACES = 4_096
 _MAX_NONCE_WORDS = 4
 _NONCE_WORD_BITS = 64
+_MAX_RACES = 3
+_OTHERS_S = 0.1
+"""How often the database is asked for the result of a task that another replica follows."""
 DEFAULT_DEADLINE_S = 600
 
 
@@ -55,11 +58,12 @@ class _HandedOut:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A request's task: an earlier one, or the one it was made into."""
+    """A request's task: an earlier one, or the one it was made into. `here`: this replica follows its batch."""
 
     task_id: Hash32
     stage: str
     answer: dict[str, Any] | None
+    here: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +218,7 @@ class Intents:
             finding.add_done_callback(lambda task: self._let_go(request_key, task))
             in_hand = self._in_hand[request_key] = (request_hash, finding)
         found = await asyncio.shield(in_hand[1])  # the task of all who ask: one that hangs up does not end it
-        return await self._answer_of(found.task_id, found.stage, found.answer, wait_s)
+        return await self._answer_of(found, wait_s)
 
     def _let_go(self, request_key: Hash32, task: asyncio.Task[_Found]) -> None:
         self._in_hand.pop(request_key, None)
@@ -225,35 +229,49 @@ class Intents:
         self, request: IntentRequest, key: ApiKey, state: BlockState, pins: Pins, identity: tuple[Hash32, Hash32], named: bool
     ) -> _Found:
         request_key, request_hash = identity
-        earlier = await self._earlier(request_key, request_hash, named)
-        if earlier is not None:
-            return _Found(earlier.task_id, earlier.stage, earlier.result)
-        await self._early_checks(request, state, pins)
-        task = Task(request.policy_client, request.intent, new_salt(), request.signature, request.args, request.attachments)
-        submitted: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
-        asked = Asked(request.intent.chain_id, pins.policy_id, task, key.id, request_key, request_hash, request.relay, submitted)
-        return _Found((await self._batcher.submit(asked)).task_id, "submitted", None)
-
-    async def _earlier(self, request_key: Hash32, request_hash: Hash32, named: bool) -> TaskRow | None:
-        if named:
-            any_row = await self._store.by_request_any(request_key)
-            if any_row is not None and any_row.request_hash != request_hash:
+        for _ in range(_MAX_RACES):
+            newest = await self._store.newest_of(request_key)
+            if newest is not None and named and newest.request_hash != request_hash:
                 raise _conflict()
-        return await self._store.by_request(request_key, int(self._clock()))
+            if newest is not None and newest.stage != "failed" and newest.expires_at > int(self._clock()):
+                return _Found(newest.task_id, newest.stage, newest.result, self._results.is_open(newest.batch_id))
+            await self._early_checks(request, state, pins)
+            task = Task(request.policy_client, request.intent, new_salt(), request.signature, request.args, request.attachments)
+            asked = Asked(
+                chain_id=request.intent.chain_id,
+                policy_id=pins.policy_id,
+                task=task,
+                tenant=key.id,
+                request_key=request_key,
+                request_hash=request_hash,
+                attempt=1 if newest is None else newest.attempt + 1,
+                relay=request.relay,
+                submitted=asyncio.get_running_loop().create_future(),
+            )
+            try:
+                return _Found((await self._batcher.submit(asked)).task_id, "submitted", None)
+            except TakenElsewhere:
+                continue  # another replica was asked the same at the same time; its task is this request's
+        raise Unavailable("other replicas were asked the same at the same time; ask again")
 
-    async def _answer_of(self, task_id: Hash32, stage: str, answer: dict[str, Any] | None, wait_s: float) -> Accepted:
+    async def _answer_of(self, found: _Found, wait_s: float) -> Accepted:
+        task_id, answer = found.task_id, found.answer
         if answer is None and wait_s > 0:
             waiter = self._results.waiter(task_id)
             try:
-                found = await self._stored_answer(task_id)  # it may have come before the waiter stood
-                answer = found if found is not None else await asyncio.wait_for(asyncio.shield(waiter), wait_s)
+                async with asyncio.timeout(wait_s):
+                    answer = await self._stored_answer(task_id)  # it may have come before the waiter stood
+                    while answer is None and not found.here:  # another replica writes it down
+                        await asyncio.wait([waiter], timeout=_OTHERS_S)
+                        answer = waiter.result() if waiter.done() else await self._stored_answer(task_id)
+                    answer = await asyncio.shield(waiter) if answer is None else answer
             except TimeoutError:
                 message = "no result in time; ask for the task again"
                 raise DeadlineExceeded(message, taskId=hex0x(task_id)) from None
             finally:
                 self._results.forget(task_id, waiter)
         if answer is None:
-            return Accepted(task_id, stage, None)
+            return Accepted(task_id, found.stage, None)
         raise_failure(answer)
         return Accepted(task_id, "certified", answer)
 

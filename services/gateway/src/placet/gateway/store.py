@@ -37,6 +37,7 @@ _TASK = sa.Table(
     sa.Column("position", sa.Integer),
     sa.Column("request_key", sa.LargeBinary(32)),
     sa.Column("request_hash", sa.LargeBinary(32)),
+    sa.Column("attempt", sa.Integer),
     sa.Column("stage", sa.String(16)),
     sa.Column("result", sa.Text),
     sa.Column("settlement", sa.Text),
@@ -60,7 +61,10 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task asked for. `stage`: submitted, certified, failed. `result` is the answer's JSON once there is one."""
+    """A task asked for. `stage`: submitted, certified, failed. `result` is the answer's JSON once there is one.
+
+    `attempt` counts the tasks of one request: (request key, attempt) is unique, so of replicas that make one at once, one succeeds.
+    """
 
     task_id: Hash32
     tenant: str
@@ -74,6 +78,7 @@ class TaskRow:
     created_at: int
     expires_at: int
     settlement: dict[str, Any] | None = None
+    attempt: int = 1
 
 
 class Store:
@@ -112,8 +117,11 @@ class Store:
         clients = frozenset(Address(bytes.fromhex(text)) for text in row.clients.split(",") if text)
         return ApiKey(row.id, row.secret_sha256, row.name, clients, row.requests_per_s, row.cpu_ms_per_s)
 
-    async def add_tasks(self, rows: Sequence[TaskRow]) -> bool:
-        """Record the tasks of one batch before it is published: all, or none and False when one of the ids is taken by another batch."""
+    async def add_tasks(self, rows: Sequence[TaskRow]) -> frozenset[int]:
+        """Record the tasks of one batch before it is published: all of them, or none.
+
+        Returns: the positions for which a task stands already, made by another replica; empty when all were recorded.
+        """
         values = [
             {
                 "task_id": row.task_id,
@@ -123,19 +131,21 @@ class Store:
                 "position": row.position,
                 "request_key": row.request_key,
                 "request_hash": row.request_hash,
+                "attempt": row.attempt,
                 "stage": row.stage,
                 "created_at": row.created_at,
                 "expires_at": row.expires_at,
             }
             for row in rows
         ]
-        ours = sa.select(sa.func.count()).where(_TASK.c.task_id.in_([row.task_id for row in rows]), _TASK.c.batch_id == rows[0].batch_id)
+        ours = sa.select(_TASK.c.position).where(_TASK.c.task_id.in_([row.task_id for row in rows]), _TASK.c.batch_id == rows[0].batch_id)
         async with self._engine.connect() as connection, connection.begin() as transaction:
             await connection.execute(insert_new(_TASK, connection.dialect), values)
-            if (await connection.execute(ours)).scalar_one() == len(rows):
-                return True
-            await transaction.rollback()
-            return False
+            recorded = set((await connection.execute(ours)).scalars())
+            taken = frozenset(row.position for row in rows if row.position not in recorded)
+            if taken:
+                await transaction.rollback()
+            return taken
 
     async def set_results(self, results: Sequence[tuple[Hash32, str, dict[str, Any], int]]) -> dict[Hash32, dict[str, Any]]:
         """(task id, stage, result, expires at) of tasks that ended. The first result of a task stands: returns what stands."""
@@ -181,19 +191,11 @@ class Store:
             found: bytes | None = (await connection.execute(query)).scalar_one_or_none()
             return found or None
 
-    async def by_request(self, request_key: Hash32, now: int) -> TaskRow | None:
-        """The newest task of a request that is open or holds an unexpired certificate. Failures are never returned."""
-        query = (
-            sa.select(_TASK)
-            .where(_TASK.c.request_key == request_key, _TASK.c.stage != "failed", _TASK.c.expires_at > now)
-            .order_by(_TASK.c.created_at.desc())
-            .limit(1)
-        )
-        return await self._one(query)
-
-    async def by_request_any(self, request_key: Hash32) -> TaskRow | None:
+    async def newest_of(self, request_key: Hash32) -> TaskRow | None:
         """The newest task of a request, whatever became of it."""
-        return await self._one(sa.select(_TASK).where(_TASK.c.request_key == request_key).order_by(_TASK.c.created_at.desc()).limit(1))
+        attempt = sa.func.coalesce(_TASK.c.attempt, 0)  # empty in rows of releases before the column
+        query = sa.select(_TASK).where(_TASK.c.request_key == request_key).order_by(attempt.desc(), _TASK.c.created_at.desc()).limit(1)
+        return await self._one(query)
 
     async def open_batches(self, until: int) -> list[Hash32]:
         """Batches of which a task has no result, made at `until` (unix seconds) or earlier; oldest first."""
@@ -227,4 +229,5 @@ def _row(row: Any) -> TaskRow:
         row.created_at,
         row.expires_at,
         orjson.loads(row.settlement) if row.settlement else None,
+        row.attempt or 0,
     )
