@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from placet.core.errors import Unavailable
 from placet.core.types import hex0x
 from placet.sdk.cli.policy import policy
 from tests.contract.packs.conftest import POLICIES, Server, VaultOnChain
@@ -31,8 +31,6 @@ def run(*arguments: str | Path, code: int = 0) -> Any:
 @pytest.fixture(params=["javascript", "python", pytest.param("rust", marks=pytest.mark.slow)])
 def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "rust":
-        if any(shutil.which(tool) is None for tool in ("rustup", "apt-get", "dpkg")):
-            pytest.skip("Rust components are built on Debian 12 with rustup")
         # The compiler lies in the user's cache, as for the Rego engine.
         monkeypatch.setenv("PLACET_ENGINE_CACHE", str(Path.home() / ".cache" / "placet-engine"))
     return str(request.param)
@@ -74,6 +72,20 @@ def test_a_new_pack_is_built_judges_live_data_and_replays_it(tmp_path: Path, ser
     server.server_close()
     counts = run("test", folder)["counts"]
     assert counts == {"pass": 6, "fail": 0, "error": 0, "skipped": 0}
+
+
+@pytest.mark.parametrize("has_rustup", [False, True])
+def test_what_a_rust_component_needs_and_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_rustup: bool) -> None:
+    run("init", "my-feed", "--language", "rust", "--dir", tmp_path)
+    (tmp_path / "bin").mkdir()
+    if has_rustup:
+        (tmp_path / "bin" / "rustup").touch(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PLACET_ENGINE_CACHE", str(tmp_path / "cache"))  # no compiler was unpacked
+    failed = CliRunner().invoke(policy, ["build", str(tmp_path / "my-feed")])
+    assert isinstance(failed.exception, Unavailable)
+    missing = "apt-get, dpkg" if has_rustup else "rustup, apt-get, dpkg"
+    assert f"not on PATH: {missing}; build it on Debian 12" in str(failed.exception)
 
 
 def test_without_allow_host_nothing_on_this_network_is_fetched(tmp_path: Path, server: Server) -> None:

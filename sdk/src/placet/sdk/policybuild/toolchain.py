@@ -91,6 +91,13 @@ def _apt_name(file: str) -> str:
     return f"{name}={version.replace('%3a', ':')}"
 
 
+def _need_for_rust(*tools: str) -> None:
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        fix = "build it on Debian 12, which has apt-get and dpkg, with rustup and its stable toolchain"
+        raise DevServiceError(f"building a Rust component needs what is not on PATH: {', '.join(missing)}; {fix}")
+
+
 def _unpacked_rust() -> Path:
     configured = os.environ.get("PLACET_ENGINE_CACHE")
     cache = Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "placet-engine"
@@ -98,7 +105,9 @@ def _unpacked_rust() -> Path:
     root = cache / "root"
     with installing("rust"):
         if root.is_dir():
+            _need_for_rust("rustup")
             return root.resolve()
+        _need_for_rust("rustup", "apt-get", "dpkg")  # before a download that rustup's absence would waste
         pins = _rust_pins()
         if not all((cache / name).exists() for name in pins):
             run_nicely(["apt-get", "download", *map(_apt_name, pins)], what="fetching the Rust compiler", cwd=cache)
