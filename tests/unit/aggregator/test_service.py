@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from placet.aggregator import service as service_module
+from placet.aggregator.collection import verify_signature
 from placet.aggregator.service import GROUP, AggregatorService, Timing
 from placet.core import limits, topics, wire
 from placet.core.batch import BatchContext
@@ -22,7 +23,7 @@ from placet.core.evm.rpc import RpcError
 from placet.core.keccak import keccak256
 from placet.core.messages import Abstention, Proposal, positions_of
 from placet.core.objects import ObjectStore
-from placet.core.types import Hash32
+from placet.core.types import Address, Certificate, Hash32, OperatorSet
 from tests.support.authorization import (
     AGGREGATOR,
     CHAIN_ID,
@@ -339,6 +340,30 @@ async def test_nor_when_the_last_signature_comes_then(stage: Stage) -> None:
     clock.now += limits.CERTIFY_WITHIN_S + 2
     await stage.respond(context, stage.world.members[2])
     assert (await stage.result(context))[0] is Kind.GROUP_FAILURE
+
+
+async def test_16_one_operator_demands_a_bounded_number_of_pairings(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ever other leaves, each properly signed; the honest are heard all the same."""
+    world, asked = stage.world, Counter[Address]()
+    genuine = verify_signature
+
+    def verify(context: BatchContext, operators: OperatorSet, operator: Address, certificate: Certificate, signature: bytes) -> bool:
+        asked[operator] += 1
+        return genuine(context, operators, operator, certificate, signature)
+
+    monkeypatch.setattr(service_module, "verify_signature", verify)
+    await stage.aggregator(PATIENT)
+    context = world.batch(8)
+    await stage.batch(context)
+    liar, *honest = world.members
+    decided = world.decided(context)
+    for _ in range(16):
+        decided = [other_leaf(item) for item in decided]
+        await stage.say(topics.RESPONSES, context, world.response(liar, context, [[item] for item in decided]))
+    await stage.respond(context, *honest)
+    assert (await stage.result(context))[0] is Kind.ATTESTATION_GROUP
+    assert asked[liar.address] == 33
+    assert all(asked[member.address] == 1 for member in honest)
 
 
 @pytest.mark.parametrize("trouble", [Unavailable("no RPC node answers"), RpcError(-32000, "header not found")], ids=["away", "behind"])

@@ -9,7 +9,7 @@ import pytest
 from placet.core.envelope import MAX_ENVELOPE_BYTES, Kind, LocalBusSigner, open_envelope, seal
 from placet.core.errors import InvalidInput, VerificationFailed
 from placet.core.gen import authorization_pb2 as pb
-from placet.core.types import Hash32
+from placet.core.types import ZERO_HASH, Hash32
 
 SIGNER = LocalBusSigner(b"\1" * 32)
 SENDER = b"\xaa" * 20
@@ -80,3 +80,25 @@ def test_garbage_and_oversize_are_refused() -> None:
         open_envelope(b"\xff\xff\xff", key_of)
     with pytest.raises(InvalidInput, match="at most"):
         open_envelope(bytes(MAX_ENVELOPE_BYTES + 1), key_of)
+
+
+def test_24_a_signed_message_has_one_form() -> None:
+    """Evidence and Proposals name signed messages by their bytes: nobody may make other bytes of the same message."""
+    genuine = sealed(batch_id=ZERO_HASH, proposal_digest=ZERO_HASH)
+    assert open_envelope(genuine, key_of).raw == genuine
+    zeros = pb.Envelope.FromString(genuine)
+    zeros.batch_id = ZERO_HASH
+    unknown = b"\x7a\x01x"
+    chain_id_in_two_bytes = genuine.replace(b"\x10\x01", b"\x10\x81\x00", 1)
+    others = [
+        genuine + unknown,
+        unknown + genuine,
+        genuine + genuine,
+        zeros.SerializeToString(),
+        chain_id_in_two_bytes,
+        genuine + b"\x18\x00",
+    ]
+    for other in others:
+        assert other != genuine
+        with pytest.raises(InvalidInput, match="only form"):
+            open_envelope(other, key_of)

@@ -205,3 +205,33 @@ def test_17_another_code_generator_gives_the_same_outcomes_and_the_same_fuel(
 
     monkeypatch.setattr(rego_module, "engine_config", config)
     assert outcomes(RegoEngine()) == outcomes(rego)
+
+
+_SHORT_OF_MEMORY = """
+import resource
+from placet.sandbox.rego import PolicySource, RegoEngine
+
+engine = RegoEngine()
+module = "package p\\nimport rego.v1\\nlarge := count(numbers.range(1, 400000))\\nendless := sprintf(\\"%1000000000d\\", [1])"
+policies = [engine.prepare(PolicySource({"p.rego": module}, f"data.p.{rule}")) for rule in ("large", "endless")]
+
+
+def outcome(policy):
+    try:
+        return policy.evaluate("{}").value_json
+    except Exception as error:
+        return type(error).__name__
+
+
+print(*map(outcome, policies))
+held = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (held + (4 << 20),) * 2)
+print(*map(outcome, policies))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA does not bound mapped memory elsewhere")
+def test_17_a_machine_short_of_memory_abstains_and_does_not_deny() -> None:
+    """What a policy may use is a denial everywhere; what this machine cannot give is not."""
+    done = subprocess.run([sys.executable, "-c", _SHORT_OF_MEMORY], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["400000 EvaluationFailed", "SandboxUnavailable SandboxUnavailable"]

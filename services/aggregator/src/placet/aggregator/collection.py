@@ -107,6 +107,8 @@ class Collection:
     closed: set[int] = field(default_factory=set)
     messages: dict[Address, int] = field(default_factory=dict)
     """How many messages of an operator were worked on; bounded, so that one cannot keep the aggregator busy."""
+    pairings: dict[Address, int] = field(default_factory=dict)
+    """How many BLS signatures of an operator were verified; bounded likewise."""
 
     @property
     def size(self) -> int:

@@ -39,6 +39,9 @@ _SECONDS = metrics.histogram("placet_aggregator_certify_seconds", "Time from a b
 _INPUT = (topics.TASKS, topics.OBSERVATIONS, topics.PROPOSALS, topics.RESPONSES, topics.ATTESTATIONS)
 _MAX_MESSAGES = 16
 """Of one operator for one batch: an observation, two responses, and redeliveries of them."""
+_MAX_PAIRINGS = 1 + 2 * limits.MAX_GROUPS
+"""Of one operator for one batch: the whole batch, and the groups of two Proposals (of which a restart may leave one behind). What holds is
+not verified again."""
 _MAX_RESULT_BYTES = MAX_ENVELOPE_BYTES - 4096
 _RETRY_S = 0.25
 _READ_WITHIN_S = 2.0
@@ -559,6 +562,9 @@ class AggregatorService:
             ballot = collection.ballot_for(group.decided, certificate)
             if operator in ballot.signatures:
                 continue
+            collection.pairings[operator] = collection.pairings.get(operator, 0) + 1
+            if collection.pairings[operator] > _MAX_PAIRINGS:
+                raise InvalidInput(f"more than {_MAX_PAIRINGS} signatures of one operator for one batch", field="blsSignature")
             held = await loop.run_in_executor(
                 self._pool, verify_signature, collection.context, collection.operators, operator, certificate, group.bls_signature
             )

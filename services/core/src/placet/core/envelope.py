@@ -128,11 +128,12 @@ KeyOf = Callable[[Kind, bytes], bytes | None]
 def open_envelope(raw: bytes, key_of: KeyOf) -> Message:
     """Check an Envelope and return its content.
 
-    Numbered checks: 1 size; 2 it parses; 3 kind is known; 4 field lengths; 5 the sender may send this kind; 6 the signature.
+    Numbered checks: 1 size; 2 it parses; 3 kind is known; 4 field lengths; 5 these are the only bytes of this message (no unknown
+    fields, none twice, in order), so that a signed message can be named by its bytes; 6 the sender may send this kind; 7 the signature.
 
     Raises:
-        InvalidInput: checks 1 to 4.
-        VerificationFailed: checks 5 and 6.
+        InvalidInput: checks 1 to 5.
+        VerificationFailed: checks 6 and 7.
     """
     if len(raw) > MAX_ENVELOPE_BYTES:
         raise InvalidInput(f"envelope: {len(raw)} bytes, at most {MAX_ENVELOPE_BYTES}", field="envelope")
@@ -153,6 +154,9 @@ def open_envelope(raw: bytes, key_of: KeyOf) -> Message:
     ):
         if len(value) not in sizes:
             raise InvalidInput(f"envelope: {name} has {len(value)} bytes, {sizes} wanted", field=name)
+    envelope.DiscardUnknownFields()
+    if envelope.SerializeToString(deterministic=True) != raw or ZERO_HASH in (envelope.batch_id, envelope.proposal_digest):
+        raise InvalidInput("envelope: not in its only form", field="envelope")
     key = key_of(kind, envelope.sender)
     if key is None:
         raise VerificationFailed(f"envelope: sender 0x{envelope.sender.hex()} may not send {kind.name}", field="sender")

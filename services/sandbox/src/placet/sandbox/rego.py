@@ -390,6 +390,7 @@ class _Instance:
 
     def __init__(self, engine: Engine, module: Module, memory_bytes: int) -> None:
         self._store = store = Store(engine)
+        self._memory_bytes = memory_bytes
         try:
             store.set_limits(memory_size=memory_bytes, table_elements=_TABLE_ELEMENTS, instances=1, tables=1, memories=1)
             store.set_fuel(MAX_FUEL)
@@ -466,8 +467,21 @@ class _Instance:
             message = self._panic_text()
             if message:
                 return EvaluationFailed("panic", message, fuel=used)
+            if not self._can_have_all_its_memory():
+                return SandboxUnavailable("this machine has too little memory left for what the policy may use")
             return EvaluationFailed("memory", "out of memory", fuel=used)
         return SandboxUnavailable(f"the Rego engine stopped: {trap.message.splitlines()[0]}")
+
+    def _can_have_all_its_memory(self) -> bool:
+        """Whether the memory that a trapped module was refused was refused by its limit, not by the machine: then the rest can be had now.
+
+        The instance is of no use after a trap, so its memory may grow.
+        """
+        try:
+            self._memory.grow(self._store, (self._memory_bytes - self.size) // _WASM_PAGE)
+        except WasmtimeError:
+            return False
+        return True
 
     def _panic_text(self) -> str:
         with suppress(WasmtimeError, Trap):
