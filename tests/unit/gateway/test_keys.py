@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from placet.core.errors import RateLimited, Unauthenticated
+from placet.core.types import Hash32
 from placet.gateway.keys import Authenticator, Bucket, new_key
 from tests.support.gateway import Stage
 
@@ -125,3 +126,17 @@ async def test_a_rate_limit_is_a_429_with_retry_after(stage: Stage) -> None:
     answer = await stage.gateway.request("GET", "/api/v1/tasks/0x00", key=key)
     assert answer.body["code"] == "rate_limited"
     assert answer.headers["retry-after"] == "1"
+
+
+async def test_28_one_key_cannot_have_operators_compile_all_day(stage: Stage) -> None:
+    body = {"policyId": "0x" + "11" * 32, "bundleSha256": "0x" + "22" * 32}
+    stage.gateway.intents._policies.announce = _admit_anything  # type: ignore[method-assign]
+    statuses = [(await stage.gateway.request("POST", "/api/v1/policies", body)).status for _ in range(31)]
+    assert statuses == [202] * 30 + [429]
+    found, other = new_key("other")
+    await stage.gateway.store.add_key(found)
+    assert (await stage.gateway.request("POST", "/api/v1/policies", body, key=other)).status == 202
+
+
+async def _admit_anything(policy_id: Hash32, bundle_sha256: Hash32) -> None:
+    return None

@@ -209,6 +209,7 @@ class Api:
         if not isinstance(body, dict):
             raise InvalidInput("an object wanted", field="body")
         policy_id = hash_from(body.get("policyId", ""), field="/policyId")
+        self._auth.announcing(key)
         await self._policies.announce(policy_id, hash_from(body.get("bundleSha256", ""), field="/bundleSha256"))
         return reply({"policyId": hex0x(policy_id)}, 202, {"location": f"/api/v1/policies/{hex0x(policy_id)}"})
 

@@ -22,6 +22,8 @@ from placet.gateway.store import ApiKey, Store
 _FORM = re.compile(r"placet_([0-9a-f]{16})_([0-9a-f]{64})\Z")
 _CACHE_S = 5.0
 _CACHED = 4096
+_ANNOUNCEMENTS_AN_HOUR = 60
+"""New policies a key may announce: every operator compiles what is announced, one after the other, so it holds up other people's."""
 _LEAST_CPU_MS = 10.0
 """What a simulation costs, whatever it comes to: reading the policy, starting, answering."""
 
@@ -36,16 +38,17 @@ def new_key(
 
 
 class Bucket:
-    """A token bucket: `rate` a second, a burst of two seconds' worth."""
+    """A token bucket: `rate` a second, and at most `burst` at once (without one: two seconds' worth)."""
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, burst: float | None = None) -> None:
         self.rate = rate
-        self.tokens = 2 * rate
+        self.burst = 2 * rate if burst is None else burst
+        self.tokens = self.burst
         self.at = now
 
     def take(self, amount: float, now: float) -> bool:
         """Take tokens when there are enough."""
-        self.tokens = min(2 * self.rate, self.tokens + (now - self.at) * self.rate)
+        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
         self.at = now
         if self.tokens < amount:
             return False
@@ -97,14 +100,23 @@ class Authenticator:
             self._simulating.discard(key.id)
             bucket.tokens -= max(0.0, 1000 * (self._clock() - started) - _LEAST_CPU_MS)
 
+    def announcing(self, key: ApiKey) -> None:
+        """Charge the announcement of a policy. Raises RateLimited."""
+        hourly = _ANNOUNCEMENTS_AN_HOUR
+        if not self._bucket(key, "announcements", hourly / 3600, hourly / 2).take(1, self._clock()):
+            raise RateLimited(f"this key may announce {hourly} policies an hour, half of them at once", limit=hourly)
+
     def _spend(self, key: ApiKey, what: str, rate: float, amount: float) -> Bucket:
-        now = self._clock()
-        bucket = self._buckets.setdefault((key.id, what), Bucket(rate, now))
-        self._buckets.move_to_end((key.id, what))
-        while len(self._buckets) > 2 * _CACHED:
-            self._buckets.popitem(last=False)
-        if not bucket.take(amount, now):
+        bucket = self._bucket(key, what, rate)
+        if not bucket.take(amount, self._clock()):
             raise RateLimited(f"this key may use {rate} {'requests' if what == 'requests' else 'ms of CPU'} a second", limit=rate)
+        return bucket
+
+    def _bucket(self, key: ApiKey, what: str, rate: float, burst: float | None = None) -> Bucket:
+        bucket = self._buckets.setdefault((key.id, what), Bucket(rate, self._clock(), burst))
+        self._buckets.move_to_end((key.id, what))
+        while len(self._buckets) > 3 * _CACHED:
+            self._buckets.popitem(last=False)
         return bucket
 
     async def _find(self, key_id: str) -> ApiKey | None:
