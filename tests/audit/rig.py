@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import coincurve
 
+from placet.aggregator.collection import Collection
 from placet.aggregator.service import AggregatorService, Timing
 from placet.core import bls, topics, wire
 from placet.core.batch import BatchContext
@@ -42,6 +43,7 @@ from placet.core.types import (
     Task,
     TaskBatch,
 )
+from tests.support.waiting import until
 
 CHAIN = 31337
 VALIDATOR = Address(b"\x11" * 20)
@@ -195,12 +197,47 @@ def sealed_response(who: Identity, context: BatchContext, rules: Policy, *, allo
 
 
 @dataclass
+class Clock:
+    """The time, and what a test adds to it."""
+
+    ahead_s: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+def _looks_of(service: AggregatorService) -> dict[Hash32, float]:
+    genuine = service._may_propose
+    looks: dict[Hash32, float] = {}
+
+    def may_propose(collection: Collection, now: float, linger_until: float | None, observe_until: float) -> bool:
+        if linger_until is not None:
+            looks[collection.context.id] = now
+        return genuine(collection, now, linger_until, observe_until)
+
+    service._may_propose = may_propose  # type: ignore[method-assign]
+    return looks
+
+
+@dataclass
 class AggregatorRig:
     """A running aggregator."""
 
     bus: InProcessBus
     service: AggregatorService
     objects: ObjectStore
+    clock: Clock
+    looks: dict[Hash32, float]
+    """When, by its clock, it last asked itself whether to propose for a batch: from when it heard quorum stake."""
+
+    async def passes(self, seconds: float, context: BatchContext, heard: bytes) -> None:
+        """Seconds by its clock since it heard quorum stake, until it has looked at the batch after them: a Proposal that need not wait
+        is decided by then, and holds nothing that comes later. `heard` is an envelope it knows: it changes nothing and wakes it."""
+        await until(lambda: context.id in self.looks, "it heard quorum stake")
+        then = self.looks[context.id] + seconds
+        self.clock.ahead_s += seconds
+        await self.bus.publish(topics.OBSERVATIONS, context.id, heard)
+        await until(lambda: self.looks[context.id] >= then, "it looked at the batch again")
 
     async def published(self, topic: str) -> list[Record]:
         """Everything on a topic."""
@@ -225,6 +262,7 @@ async def aggregator(operators: OperatorSet, clients: Mapping[Address, Pins], **
     bus = InProcessBus(broker)
     await bus.start()
     objects = ObjectStore("memory:///")
+    clock = Clock()
     service = AggregatorService(
         bus=bus,
         chains={CHAIN: cast(ChainReader, StubReader(operators, clients))},
@@ -232,13 +270,15 @@ async def aggregator(operators: OperatorSet, clients: Mapping[Address, Pins], **
         bus_signer=AGGREGATOR,
         gateways=frozenset({GATEWAY.public_key}),
         timing=Timing(**timing),
+        clock=clock,
     )
+    looks = _looks_of(service)
     running = asyncio.create_task(service.run())
     try:
         while service.subscription is None:
             await asyncio.sleep(0)
         await service.subscription.wait_assigned()
-        yield AggregatorRig(bus, service, objects)
+        yield AggregatorRig(bus, service, objects, clock, looks)
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):

@@ -25,6 +25,7 @@ from placet.gateway.requests import SimulationRequest
 from placet.gateway.simulation import Simulated
 from placet.gateway.store import ApiKey
 from tests.audit import rig
+from tests.support.waiting import until
 
 
 class _Chain(rig.StubReader):
@@ -78,7 +79,8 @@ async def test_25_one_callers_copies_leave_room_for_others() -> None:
     batcher, _ = _batcher(_Chain(rig.operator_set(rig.identities()), {rig.CLIENT: rig.pins()}), bus)
     flood = [asyncio.create_task(batcher.submit(_asked("mallory", 1, number))) for number in range(40)]
     try:
-        await asyncio.sleep(0.3)
+        _, held = await asyncio.wait(flood, timeout=5.0)
+        assert not held, "each copy left or was refused"
         flood += [asyncio.create_task(batcher.submit(_asked("mallory", 1, number))) for number in range(40, 45)]
         await asyncio.sleep(0)
         sent = await asyncio.wait_for(batcher.submit(_asked("alice", 2, 999)), 3.0)
@@ -91,17 +93,19 @@ async def test_25_one_callers_copies_leave_room_for_others() -> None:
 async def test_25_one_callers_intents_leave_room_for_others() -> None:
     """As long as nothing leaves: a tenant gets a place while it has fewer than are left."""
     never = asyncio.Event()
+    closed = asyncio.Semaphore(0)
 
     class _Stuck(_Chain):
         async def latest_block(self, back: int = 0) -> Any:
+            closed.release()
             await never.wait()
 
     batcher, _ = _batcher(_Stuck(rig.operator_set(rig.identities()), {}), InProcessBus())
     tasks = [asyncio.create_task(batcher.submit(_asked("mallory", number, number))) for number in range(40)]
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(closed.acquire(), 5.0)  # a batch is closed after everybody was taken or refused
     assert [type(task.exception()) for task in tasks if task.done()] == [RateLimited] * 20
     tasks += [asyncio.create_task(batcher.submit(_asked("alice", 100 + number, number))) for number in range(12)]
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(closed.acquire(), 5.0)
     assert sum(not task.done() for task in tasks[40:]) == 10
     await _end(batcher, tasks)
     assert not batcher._waiting_of
@@ -178,16 +182,18 @@ class _Policies:
 
 
 class _Simulator:
+    """A simulation ends with `failure`, or when the test sets `over`."""
+
     def __init__(self, failure: Exception | None = None) -> None:
         self.live: list[bool] = []
+        self.over = asyncio.Event()
         self._failure = failure
 
     async def simulate(self, *_: Any, live: bool, **__: Any) -> Any:
         self.live.append(live)
         if self._failure is not None:
             raise self._failure
-
-        await asyncio.sleep(0.1)
+        await self.over.wait()
         return Simulated({})
 
 
@@ -231,6 +237,7 @@ _ASKED = SimulationRequest(rig.CLIENT, rig.POLICY_ID, rig.intent(), b"", None)
 async def test_28_a_strangers_client_admits_no_policy() -> None:
     """`placetPins()` of the caller's own contract says 0."""
     simulator = _Simulator()
+    simulator.over.set()
     key, _text = new_key("mallory")
     await _insight(simulator, Authenticator(cast(Any, None)), quorum_bps=0).simulate(_ASKED, key)
     assert simulator.live == [False]
@@ -250,7 +257,10 @@ async def test_28_simulations_at_once_share_one_budget() -> None:
     authenticator = Authenticator(cast(Any, None), clock=lambda: 0.0)
     simulator = _Simulator()
     insight = _insight(simulator, authenticator)
-    await asyncio.gather(*(insight.simulate(_ASKED, key) for _attempt in range(100)), return_exceptions=True)
+    asking = [asyncio.create_task(insight.simulate(_ASKED, key)) for _attempt in range(100)]
+    await until(lambda: len(simulator.live) + sum(task.done() for task in asking) == 100, "each one is under way or was refused")
+    simulator.over.set()
+    await asyncio.gather(*asking, return_exceptions=True)
     assert len(simulator.live) < 10  # a burst is two seconds' worth: 400 ms, and each takes ten seconds
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from placet.core import limits, topics, wire
@@ -15,6 +14,7 @@ from placet.core.objects import ObjectStore, sha256
 from placet.core.proposals import open_observations
 from placet.core.types import ZERO_HASH, Address, Hash32, OperatorSet
 from tests.audit import rig
+from tests.support.waiting import until
 
 
 async def _opened_by_an_operator(record: Record | None, context: BatchContext, operators: OperatorSet) -> dict[Address, Observation]:
@@ -73,7 +73,8 @@ async def test_records_of_unknown_batches_take_no_memory() -> None:
     async with rig.aggregator(rig.operator_set(members), {rig.CLIENT: rig.pins()}) as network:
         for number in range(64):
             await network.bus.publish(topics.OBSERVATIONS, number.to_bytes(32, "big"), b"\xff" * (256 << 10))
-        await asyncio.sleep(0.2)
+        waiting = network.service._waiting
+        await until(lambda: sum(map(len, waiting.values())) == 64, "every record was taken or dropped")
         mailboxes = [actor.mailbox for actor in network.service._actors.values()]
         held = sum(len(mailbox.get_nowait().value or b"") for mailbox in mailboxes for _ in range(mailbox.qsize()))
         assert held < 1 << 20
@@ -87,7 +88,7 @@ async def test_16_a_proposal_waits_for_the_honest_while_there_is_time() -> None:
         early = [rig.sealed_observation(members[0], context, rig.observed(context, b'{"price":1}'))]
         early += [rig.sealed_observation(honest, context, rig.observed(context)) for honest in members[1:3]]
         await rig.give(network, context, early)
-        await asyncio.sleep(0.6)  # its source answers in 600 ms; the batch's observation deadline is 3 s
+        await network.passes(0.6, context, early[0])  # its source answers in 600 ms; the batch's observation deadline is 3 s
         await network.bus.publish(topics.OBSERVATIONS, context.id, rig.sealed_observation(members[3], context, rig.observed(context)))
         opened = await _opened_by_an_operator(await network.first(topics.PROPOSALS, 4.0), context, operators)
         assert {item.address for item in members[1:]} <= set(opened)

@@ -31,6 +31,7 @@ from placet.operator.service import OperatorIdentity, OperatorService
 from placet.operator.signing_log import LeafConflict, LeafEntry, SigningLog
 from placet.sandbox.rego import Evaluation
 from tests.audit import rig
+from tests.support.waiting import until
 
 
 class _Compiled:
@@ -163,9 +164,11 @@ async def test_21_a_batch_from_the_future_is_not_signed_when_it_is_sent_twice(tm
         await honest.give(context)
         _, refused = await honest.answers(context)
         assert refused[0].abstentions[0].code == "clock_skew"
-        await asyncio.sleep(1.3)  # its housekeeping forgets the batch
+        await until(lambda: context.id not in honest.service._runs, "its housekeeping forgets the batch")
         await honest.give(context)
-        await asyncio.sleep(0.5)
+        await until(lambda: sum(map(len, honest.service._expiries.values())) == 2, "it is taken again")
+        await honest.service.drain(10.0)
+        assert not honest.service._tasks
         assert honest.bls.signed == []
 
 

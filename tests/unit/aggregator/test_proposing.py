@@ -14,6 +14,7 @@ from placet.core.messages import Proposal
 from placet.core.proposals import open_observations
 from placet.core.types import Hash32
 from tests.audit import rig
+from tests.support.waiting import until
 
 
 async def proposal_of(network: rig.AggregatorRig, context: BatchContext, within_s: float) -> Proposal | None:
@@ -81,7 +82,7 @@ async def test_16_who_says_what_the_others_say_and_does_not_sign_can_do_so_once(
             context = rig.batch(rig.task(number), observe_for_ms=2_500)
             early = [rig.sealed_observation(item, context, rig.observed(context)) for item in members[:3]]
             await rig.give(network, context, early)
-            await asyncio.sleep(0.2)
+            await network.passes(0.2, context, early[0])
             late = rig.sealed_observation(members[3], context, rig.observed(context))
             await network.bus.publish(topics.OBSERVATIONS, context.id, late)
             proposal = await proposal_of(network, context, 3.0)
@@ -100,7 +101,8 @@ async def test_messages_that_come_before_their_batch_are_not_lost() -> None:
     async with rig.aggregator(rig.operator_set(members), {rig.CLIENT: rig.pins()}) as network:
         for item in members:
             await network.bus.publish(topics.OBSERVATIONS, context.id, rig.sealed_observation(item, context, rig.observed(context)))
-        await asyncio.sleep(0.1)
+        actors = network.service._actors
+        await until(lambda: context.id in actors and actors[context.id].mailbox.qsize() == 4, "all four were read")
         assert network.service._early_bytes > 0
         await rig.give(network, context, [])
         proposal = await proposal_of(network, context, 2.0)
@@ -123,9 +125,6 @@ async def test_messages_of_strangers_before_a_batch_are_kept_in_little_room_only
             await network.bus.publish(topics.OBSERVATIONS, key, forged)
             await network.bus.publish(topics.OBSERVATIONS, key, honest)  # read after it: one key, one partition
         actors = network.service._actors
-        ends = time.monotonic() + 20
-        while not all(key in actors for key in keys):
-            assert time.monotonic() < ends
-            await asyncio.sleep(0.02)
+        await until(lambda: all(key in actors for key in keys), "all were read", within_s=20)
         assert network.service._early_bytes <= 5 << 20, "four of the large ones at most, and what operators signed"
         assert {actors[key].mailbox.qsize() for key in keys} == {1}, "a forged one takes no room"

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from placet.sandbox.policydata import ComponentFailed, ComponentRejected, Replay
 from placet.sandbox.rego import DataSection, PolicySource, RegoLimits
 from placet.sandbox.transcript import Entry, Transcript
 from placet.sandbox.workers import HostConfig, PoolBusy, WorkerPool
+from tests.support.waiting import until
 
 Kit = Any
 POLICY = PolicySource(
@@ -52,13 +52,6 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-async def until(condition: Any, limit_s: float = 10.0) -> None:
-    ends_at = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < ends_at, "the condition never came true"
-        await asyncio.sleep(0.01)
 
 
 async def test_a_policy_is_evaluated_explained_and_checked_in_a_worker(pool: WorkerPool) -> None:
@@ -197,7 +190,7 @@ async def test_workers_die_with_their_parent_busy_or_not(sandbox_cache: Path) ->
     assert all(alive(pid) for pid in workers)
     parent.kill()
     parent.wait()
-    await until(lambda: not any(alive(pid) for pid in workers), 3.0)
+    await until(lambda: not any(alive(pid) for pid in workers), within_s=3.0)
 
 
 async def test_28_a_worker_has_nothing_of_its_parent_s_environment(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
