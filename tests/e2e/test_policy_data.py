@@ -188,7 +188,7 @@ def slow(operator: Operator) -> None:
 
     async def observe(*arguments: Any) -> TaskObservation:
         observed = await genuine(*arguments)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # slow on purpose: what is tested, nothing is waited for
         return observed
 
     operator._components.observe = observe  # type: ignore[method-assign, assignment]
