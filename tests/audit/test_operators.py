@@ -24,10 +24,11 @@ from placet.core.merkle import leaf_hash
 from placet.core.messages import DecidedTask, Observation, Response
 from placet.core.objects import ObjectStore
 from placet.core.types import Address, Certificate, Hash32, Pins, Policy
+from placet.operator.answers import OperatorIdentity
 from placet.operator.evaluation import TaskToDecide, verdict
 from placet.operator.evidence_store import EvidenceStore
 from placet.operator.policies import LoadedPolicy
-from placet.operator.service import OperatorIdentity, OperatorService
+from placet.operator.service import OperatorService
 from placet.operator.signing_log import LeafConflict, LeafEntry, SigningLog
 from placet.sandbox.rego import Evaluation
 from tests.audit import rig

@@ -26,8 +26,9 @@ from placet.core.keccak import keccak256
 from placet.core.messages import Observation, Proposal, Response
 from placet.core.objects import ObjectStore
 from placet.core.types import ZERO_HASH, Address, Certificate, Hash32
+from placet.operator.answers import OperatorIdentity
 from placet.operator.policies import LoadedPolicy
-from placet.operator.service import OperatorIdentity, OperatorService
+from placet.operator.service import OperatorService
 from placet.operator.signing_log import SigningLog
 from tests.support.authorization import (
     AGGREGATOR,
@@ -492,6 +493,20 @@ async def test_07_an_old_reference_block_is_refused(stage: Stage) -> None:
     context = stage.world.batch()
     await stage.batch(context)
     assert "33 blocks old" in await stage.abstained(context, "old_block")
+
+
+@pytest.mark.parametrize(("lag_s", "is_taken"), [(60, True), (61, False)])
+async def test_07_a_gateway_cannot_choose_among_the_blocks_of_minutes(stage: Stage, lag_s: int, is_taken: bool) -> None:
+    chain, context = stage.world.chain, stage.world.batch()
+    number, since = chain.block.number, context.batch.timestamp - lag_s
+    chain.rpc.blocks[number] = chain.block
+    chain.rpc.blocks[number + 1] = Block(number + 1, Hash32(b"\x01" * 32), chain.block.hash, since, 0)
+    chain.rpc.head = Block(number + 5, Hash32(b"\x03" * 32), Hash32(b"\x02" * 32), since + 50, 0)
+    await stage.batch(context)
+    if is_taken:
+        await stage.response(context)
+    else:
+        assert "61 s before the batch" in await stage.abstained(context, "old_block")
 
 
 @pytest.mark.parametrize("change", [{"block_hash": Hash32(b"\x66" * 32)}, {"block_number": 101}], ids=["fork", "future"])

@@ -13,12 +13,13 @@ from placet.core.db import connect, migrate, schema_problem
 from placet.core.errors import InvalidInput, PlacetError
 from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys
 from placet.core.types import address_from, hash_from
+from placet.operator.answers import OperatorIdentity
 from placet.operator.components import Components
 from placet.operator.config import OperatorSettings
 from placet.operator.evaluation import Evaluator
 from placet.operator.evidence_store import EvidenceStore, encode_record
 from placet.operator.policies import PolicyStore
-from placet.operator.service import OperatorIdentity, OperatorService
+from placet.operator.service import OperatorService
 from placet.operator.signing import ProcessSigner
 from placet.operator.signing_log import SigningLog
 from placet.sandbox.rego import RegoEngine
@@ -56,6 +57,7 @@ class Operator:
                 gateways=gateways,
                 aggregators=trusted_keys(settings.trusted_aggregators, "trusted_aggregators"),
                 max_reference_block_age=settings.max_reference_block_age,
+                max_reference_lag_s=settings.max_reference_lag_s,
                 runtime_id=self._components.runtime_id,
             ),
             bus=resources.bus,
