@@ -39,6 +39,31 @@ contract ThreatsTest is Network {
         leaf = _leaf(intent, address(for_), for_.placetPins().policyId);
     }
 
+    function _clientAt(uint16 quorumBps) private returns (MockClient pinned) {
+        pinned = _client(0);
+        Pins memory pins = _pins(policyId, 0);
+        pins.quorumBps = quorumBps;
+        pinned.setPins(pins);
+    }
+
+    /// @dev One leaf of each client under one certificate, signed by all operators but those whose bit is set in `missing`.
+    function _attestedTogether(MockClient one, MockClient other, uint256 missing)
+        private
+        returns (Intent[2] memory intents, Attestation[2] memory attestations)
+    {
+        Leaf[2] memory leaves;
+        (intents[0], leaves[0]) = _attested(one);
+        (intents[1], leaves[1]) = _attested(other);
+        bytes32[] memory hashes = new bytes32[](2);
+        (hashes[0], hashes[1]) = (_leafHash(leaves[0]), _leafHash(leaves[1]));
+        Certificate memory certificate = _certificate(_root(hashes, 0, 2), 2);
+        for (uint32 i = 0; i < 2; ++i) {
+            attestations[i] = _attest(leaves[i], certificate, missing);
+            attestations[i].index = i;
+            attestations[i].merkleProof = _path(hashes, i, 0, 2);
+        }
+    }
+
     function _keyOf(uint256 i) private returns (bytes32[] memory ids) {
         ids = new bytes32[](1);
         ids[0] = registry.keyOf(_operator(i));
@@ -48,23 +73,14 @@ contract ThreatsTest is Network {
 
     function test_01_remembered_root_is_worthless_to_a_stricter_client() public {
         // one operator of four signs alone, and her own client, pinned at 1 bps, has it remembered
-        MockClient mallory = _client(0);
-        Pins memory lax = _pins(policyId, 0);
-        lax.quorumBps = 1;
-        mallory.setPins(lax);
-        (Intent memory hers, Leaf memory herLeaf) = _attested(mallory);
-        (Intent memory victims, Leaf memory victimLeaf) = _attested(client);
-        bytes32[] memory hashes = new bytes32[](2);
-        (hashes[0], hashes[1]) = (_leafHash(herLeaf), _leafHash(victimLeaf));
-        Certificate memory certificate = _certificate(_root(hashes, 0, 2), 2);
-        Attestation memory attestation = _attest(herLeaf, certificate, 14);
-        attestation.merkleProof = _path(hashes, 0, 0, 2);
-        attestation.remember = true;
-        mallory.consume(hers, attestation);
+        MockClient mallory = _clientAt(1);
+        (Intent[2] memory intents, Attestation[2] memory attestations) = _attestedTogether(mallory, client, 14);
+        attestations[0].remember = true;
+        mallory.consume(intents[0], attestations[0]);
 
-        attestation = Attestation(victimLeaf, 1, _path(hashes, 1, 0, 2), certificate, false, "");
+        attestations[1].quorumProof = "";
         vm.expectRevert(abi.encodeWithSelector(IAttestationValidator.QuorumNotReached.selector, 100, 400, 6667));
-        client.consume(victims, attestation);
+        client.consume(intents[1], attestations[1]);
     }
 
     function test_01_a_client_that_raises_its_quorum_is_not_served_by_what_was_remembered() public {
@@ -384,21 +400,11 @@ contract ThreatsTest is Network {
     }
 
     function test_14_clients_of_other_thresholds_in_one_batch_are_each_judged_by_their_own() public {
-        MockClient strict = _client(0);
-        Pins memory pins = _pins(policyId, 0);
-        pins.quorumBps = 9000;
-        strict.setPins(pins);
-        (Intent memory a, Leaf memory leafA) = _attested(client);
-        (Intent memory b, Leaf memory leafB) = _attested(strict);
-        bytes32[] memory hashes = new bytes32[](2);
-        (hashes[0], hashes[1]) = (_leafHash(leafA), _leafHash(leafB));
-        Certificate memory certificate = _certificate(_root(hashes, 0, 2), 2);
-        Attestation memory attestation = _attest(leafA, certificate, 2);
-        attestation.merkleProof = _path(hashes, 0, 0, 2);
-        client.consume(a, attestation);
-        (attestation.leaf, attestation.index, attestation.merkleProof) = (leafB, 1, _path(hashes, 1, 0, 2));
+        MockClient strict = _clientAt(9000);
+        (Intent[2] memory intents, Attestation[2] memory attestations) = _attestedTogether(client, strict, 2);
+        client.consume(intents[0], attestations[0]);
         vm.expectRevert(abi.encodeWithSelector(IAttestationValidator.QuorumNotReached.selector, 300, 400, 9000));
-        strict.consume(b, attestation);
+        strict.consume(intents[1], attestations[1]);
     }
 
     // ------------------------------------------------------------------------------------------------------------ 22: the owner
