@@ -103,12 +103,12 @@ async def test_messages_that_come_before_their_batch_are_not_lost() -> None:
             await network.bus.publish(topics.OBSERVATIONS, context.id, rig.sealed_observation(item, context, rig.observed(context)))
         actors = network.service._actors
         await until(lambda: context.id in actors and actors[context.id].mailbox.qsize() == 4, "all four were read")
-        assert network.service._early_bytes > 0
+        assert network.service._early.held_bytes > 0
         await rig.give(network, context, [])
         proposal = await proposal_of(network, context, 2.0)
         assert proposal is not None
         assert len(proposal.observations) == 4
-        assert network.service._early_bytes == 0
+        assert network.service._early.held_bytes == 0
 
 
 async def test_messages_of_strangers_before_a_batch_are_kept_in_little_room_only() -> None:
@@ -126,5 +126,5 @@ async def test_messages_of_strangers_before_a_batch_are_kept_in_little_room_only
             await network.bus.publish(topics.OBSERVATIONS, key, honest)  # read after it: one key, one partition
         actors = network.service._actors
         await until(lambda: all(key in actors for key in keys), "all were read", within_s=20)
-        assert network.service._early_bytes <= 5 << 20, "four of the large ones at most, and what operators signed"
+        assert network.service._early.held_bytes <= 5 << 20, "four of the large ones at most, and what operators signed"
         assert {actors[key].mailbox.qsize() for key in keys} == {1}, "a forged one takes no room"

@@ -15,6 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from placet.aggregator.collection import Ballot, Collection, check_decided, verify_signature
+from placet.aggregator.conduct import Conduct
+from placet.aggregator.early import EarlyMessages
+from placet.aggregator.published import Published
 from placet.core import limits, topics, wire
 from placet.core.batch import BatchContext, quorum_of
 from placet.core.bus import Bus, BusError, BusUnavailable, NotAssigned, Record, Subscription, TopicPartition
@@ -45,13 +48,6 @@ not verified again."""
 _MAX_RESULT_BYTES = MAX_ENVELOPE_BYTES - 4096
 _RETRY_S = 0.25
 _READ_WITHIN_S = 2.0
-_WITHHELD_FOR_S = 600.0
-_MAX_EARLY_RECORDS = 512
-_MAX_EARLY_BYTES = 64 << 20
-_MAX_STRANGERS_BYTES = 4 << 20
-"""Of messages that came before their batch; the second when their senders are not known to be operators (as none is at the start)."""
-_SILENT_AFTER = 3
-"""Batches in a row that an operator missed, after which a Proposal does not wait for it."""
 _KEEP_S = limits.BATCH_LIFETIME_S + limits.CLOCK_SKEW_PAST_S + 5
 
 
@@ -72,12 +68,6 @@ class _Actor:
     task: asyncio.Task[None] | None = None
     closed: bool = False
     expires: float = 0.0
-    early_bytes: int = 0
-    """Of what is in the mailbox, how much came before the batch."""
-
-
-def _early_size(record: Record) -> int:
-    return 1024 + len(record.value or b"")
 
 
 class AggregatorService:
@@ -107,14 +97,9 @@ class AggregatorService:
         self._clock = clock
         self._actors: dict[Hash32, _Actor] = {}
         self._waiting: dict[TopicPartition, deque[tuple[int, Hash32, float]]] = {}
-        self._known_proposals: dict[Hash32, Message] = {}
-        self._known_results: dict[Hash32, list[Message]] = {}
-        self._silences: dict[Address, int] = {}
-        """Of how many batches in a row nothing was heard from an operator."""
-        self._withheld: dict[Address, float] = {}
-        """Operators that observed and then signed nothing in a batch that failed, until when their word alone settles nothing."""
-        self._bus_keys: dict[Address, bytes] = {}
-        self._early_bytes = 0
+        self._published = Published(bus_signer.public_key, 2 * _KEEP_S)
+        self._conduct = Conduct()
+        self._early = EarlyMessages()
         self.subscription: Subscription | None = None
 
     # --- the loop
@@ -142,7 +127,7 @@ class AggregatorService:
             except (PlacetError, RpcError) as error:
                 log.warning("operators are not known yet: %s", error)
             else:
-                self._bus_keys |= {operator.address: operator.bus_key for operator in state.operators.operators}
+                self._early.learn(state.operators)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for open batches."""
@@ -164,7 +149,7 @@ class AggregatorService:
                 await asyncio.sleep(_RETRY_S)
         for records in found.values():
             for record in records:
-                self._note_published(record)
+                self._published.note(record)
 
     async def _on_revoked(self, _: Subscription, partitions: frozenset[TopicPartition]) -> None:
         numbers = {at.partition for at in partitions}
@@ -173,7 +158,7 @@ class AggregatorService:
                 for _offset, batch_id, _expires in self._waiting.pop(at):
                     actor = self._actors.pop(batch_id, None)
                     if actor is not None:
-                        self._ends_early(actor)
+                        self._early.release(batch_id)
                         if actor.task is not None:
                             actor.task.cancel()
         log.info("partitions %s given up", sorted(numbers))
@@ -186,7 +171,7 @@ class AggregatorService:
         expires = record.timestamp_ms / 1000 + _KEEP_S
         self._waiting.setdefault(record.topic_partition, deque()).append((record.offset, batch_id, expires))
         if record.topic in (topics.PROPOSALS, topics.ATTESTATIONS):
-            self._note_published(record)
+            self._published.note(record)
             return
         if expires < self._clock():
             return
@@ -194,44 +179,17 @@ class AggregatorService:
             actor = self._actors.setdefault(batch_id, _Actor())
             actor.expires = max(actor.expires, expires)
             if actor.task is None and not actor.closed:
-                self._ends_early(actor)
+                self._early.release(batch_id)
                 actor.task = asyncio.create_task(self._work(actor, record), name=f"batch {batch_id.hex()[:8]}")
             return
         known = self._actors.get(batch_id)
         if known is not None and known.task is not None:
             if not known.closed:
                 known.mailbox.put_nowait(record)
-        elif self._is_kept_early(record, known):
+        elif self._early.admit(batch_id, record):
             actor = self._actors.setdefault(batch_id, _Actor())
             actor.expires = max(actor.expires, expires)
             actor.mailbox.put_nowait(record)
-            actor.early_bytes += _early_size(record)
-            self._early_bytes += _early_size(record)
-
-    def _is_kept_early(self, record: Record, actor: _Actor | None) -> bool:
-        """Whether an operator's message waits for its batch, which was not read yet and may not exist: bounded in number and bytes, and
-        signed, as far as operators are known here."""
-        try:
-            open_envelope(record.value or b"", self._early_key)
-            budget = _MAX_EARLY_BYTES
-        except InvalidInput:
-            return False
-        except VerificationFailed as error:
-            if error.field != "sender":
-                return False
-            budget = _MAX_STRANGERS_BYTES
-        if self._early_bytes + _early_size(record) <= budget and (actor is None or actor.mailbox.qsize() < _MAX_EARLY_RECORDS):
-            return True
-        log.warning("%s: a record of an unknown batch is dropped: too many are waiting", record.topic)
-        return False
-
-    def _ends_early(self, actor: _Actor) -> None:
-        """What waited for a batch waits no more."""
-        self._early_bytes -= actor.early_bytes
-        actor.early_bytes = 0
-
-    def _early_key(self, kind: Kind, sender: bytes) -> bytes | None:
-        return self._bus_keys.get(Address(sender)) if kind in (Kind.OBSERVATION, Kind.RESPONSE) else None
 
     async def _keep_house(self) -> None:
         while True:
@@ -248,45 +206,17 @@ class AggregatorService:
                     pass  # the new owner reads these batches again
                 except BusError as error:
                     log.warning("commit: %s", error)
+            self._published.expire(now)
             for batch_id, actor in list(self._actors.items()):
                 if actor.expires < now and (actor.task is None or actor.task.done()):
-                    self._ends_early(self._actors.pop(batch_id))
-                    self._known_proposals.pop(batch_id, None)
-                    self._known_results.pop(batch_id, None)
+                    self._actors.pop(batch_id)
+                    self._early.release(batch_id)
 
     def _is_over(self, batch_id: Hash32, expires: float, now: float, topic: str) -> bool:
         if expires < now or topic in (topics.PROPOSALS, topics.ATTESTATIONS):
             return True
         actor = self._actors.get(batch_id)
         return actor is not None and actor.closed
-
-    # --- what was published already
-
-    def _own_key(self, kind: Kind, sender: bytes) -> bytes | None:
-        published = (Kind.PROPOSAL, Kind.ATTESTATION_GROUP, Kind.GROUP_FAILURE)
-        return sender if kind in published and sender == self._signer.public_key else None
-
-    def _note_published(self, record: Record) -> None:
-        try:
-            message = open_envelope(record.value or b"", self._own_key)
-        except (InvalidInput, VerificationFailed) as error:
-            log.warning("%s: record ignored: %s", record.topic, error)
-            return
-        if message.batch_id != record.key:
-            return
-        if message.kind is Kind.PROPOSAL:
-            self._known_proposals.setdefault(message.batch_id, message)
-        elif all(message.raw != known.raw for known in self._known_results.get(message.batch_id, ())):
-            self._known_results.setdefault(message.batch_id, []).append(message)
-
-    def _tasks_closed_by(self, collection: Collection) -> set[int]:
-        closed: set[int] = set()
-        for message in self._known_results.get(collection.context.id, ()):
-            if message.kind is Kind.ATTESTATION_GROUP:
-                closed |= {item.task for item in wire.decode_attestation_group(message.payload).decided}
-            else:
-                closed |= {item.task for item in wire.decode_group_failure(message.payload).failures}
-        return closed
 
     # --- one batch
 
@@ -342,7 +272,7 @@ class AggregatorService:
         if state.epoch != batch.epoch:
             raise VerificationFailed(f"the batch names epoch {batch.epoch}, its reference block has {state.epoch}", field="epoch")
         quorum_bps = quorum_of(batch, state.pins)
-        self._bus_keys |= {operator.address: operator.bus_key for operator in state.operators.operators}
+        self._early.learn(state.operators)
         return Collection(context, state.operators, quorum_bps if quorum_bps is not None else 10_000)
 
     async def _collect(self, collection: Collection, actor: _Actor, origin: Record) -> None:
@@ -355,7 +285,7 @@ class AggregatorService:
         linger_until: float | None = None
         contributing: list[Record] = []
         while True:
-            collection.closed |= self._tasks_closed_by(collection)
+            collection.closed |= self._published.closed_tasks(collection.context.id)
             if not collection.open_tasks:
                 return
             now = self._clock()
@@ -371,7 +301,7 @@ class AggregatorService:
             if linger_until is None and collection.heard_quorum():
                 linger_until = min(now + self._timing.linger_s, max(observe_until, now))
             if now >= observe_until or collection.has_heard_all():
-                self._count_silences(collection)
+                self._conduct.note_heard(collection)
             if self._may_propose(collection, now, linger_until, observe_until):
                 await self._propose(collection)
             wake = [give_up]
@@ -395,8 +325,7 @@ class AggregatorService:
 
     async def _fail_what_is_lost(self, collection: Collection, now: float, give_up: float) -> None:
         if collection.proposal_digest is not None and (now >= give_up or collection.abandoned()):
-            signed = {address for ballot in collection.ballots.values() for address in ballot.signatures}
-            self._withheld |= dict.fromkeys(collection.proposed - signed, now + _WITHHELD_FOR_S)
+            self._conduct.note_signed(collection, now)
         if now >= give_up:
             heard = collection.heard_quorum()
             code, message = (
@@ -413,7 +342,7 @@ class AggregatorService:
             return False
         if any(ballot.reached_at is not None for ballot in collection.ballots.values()):
             return False  # the whole batch is certified as it is
-        known = self._known_proposals.get(collection.context.id)
+        known = self._published.proposal(collection.context.id)
         if known is not None:
             return True
         if not collection.has_heard_all() and now < observe_until:
@@ -421,21 +350,13 @@ class AggregatorService:
                 return False
             # Who answers at once may answer anything. What quorum stake said in the same bytes stands whatever comes; else the time that
             # the batch gives is given, to those that have been answering.
-            waited_for = [o.address for o in collection.operators.operators if self._silences.get(o.address, 0) < _SILENT_AFTER]
-            doubted = frozenset(address for address, until in self._withheld.items() if now < until)
-            if not collection.is_settled(doubted) and not all(address in collection.heard for address in waited_for):
+            if (
+                not collection.is_settled(self._conduct.doubted(now))
+                and not self._conduct.waited_for(collection) <= collection.heard.keys()
+            ):
                 return False
         # Without data, whole-batch signatures are on their way unless somebody abstained or they disagree.
         return collection.with_outputs or bool(collection.abstentions) or collection.has_heard_all()
-
-    def _count_silences(self, collection: Collection) -> None:
-        """Remember, once a batch, who was heard in time."""
-        if collection.counted:
-            return
-        collection.counted = True
-        for operator in collection.operators.operators:
-            silences = self._silences.get(operator.address, 0)
-            self._silences[operator.address] = 0 if operator.address in collection.heard else silences + 1
 
     async def _certify(self, collection: Collection, ballot: Ballot) -> None:
         payload = wire.encode_attestation_group(await asyncio.to_thread(collection.group_of, ballot))
@@ -448,7 +369,7 @@ class AggregatorService:
 
     async def _propose(self, collection: Collection) -> None:
         """Publish the Proposal, unless an earlier one stands (after a restart)."""
-        known = self._known_proposals.get(collection.context.id)
+        known = self._published.proposal(collection.context.id)
         if known is None:
             payload = wire.encode_proposal(await self._proposal_of(collection))
             await self._publish(collection, Kind.PROPOSAL, topics.PROPOSALS, payload)
@@ -552,7 +473,7 @@ class AggregatorService:
     async def _hear_response(self, collection: Collection, message: Message) -> None:
         operator = Address(message.sender)
         if message.proposal_digest != ZERO_HASH and message.proposal_digest != collection.proposal_digest:
-            known = self._known_proposals.get(collection.context.id)
+            known = self._published.proposal(collection.context.id)
             if known is None or keccak256(known.payload) != message.proposal_digest:
                 raise VerificationFailed("a response to a proposal that does not stand", field="proposalDigest")
         response = wire.decode_response(message.payload, collection.size)
