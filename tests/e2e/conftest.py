@@ -51,6 +51,18 @@ class Vault:
         return int.from_bytes(answer, "big")
 
 
+async def open_vault(stack: AsyncExitStack, network: LocalNetwork, config: tuple[Any, ...]) -> Vault:
+    """A vault guarded as `config` says, with a deposit of 10^6 by Alice; `stack` closes its client."""
+    chain, alice = network.chain, network.accounts[3]
+    token = await chain.deploy(network.owner, "TestToken", "Test", "TST", 18)
+    vault = await chain.deploy(network.owner, "GuardedVault", token, "Vault", "vTST", config)
+    await chain.send(network.owner, token, encode_call("mint(address,uint256)", alice, 10**9))
+    await chain.send(alice, token, encode_call("approve(address,uint256)", vault, 10**9))
+    await chain.send(alice, vault, encode_call("deposit(uint256,address)", 10**6, alice))
+    client = await stack.enter_async_context(network.client())
+    return Vault(network, client, vault, token, alice)
+
+
 MakeVault = Callable[..., Awaitable[Vault]]
 
 
@@ -67,14 +79,6 @@ async def make_vault(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -
             params = {"max_amount": str(limit), "max_count": 1000, "blocked": [BLOCKED]}
             bundle = load_pack(ROOT / "policies" / "spend-limit", params=params).bundle
             await network.publish(bundle)
-            chain, alice = network.chain, network.accounts[3]
-            token = await chain.deploy(network.owner, "TestToken", "Test", "TST", 18)
-            config = network.client_config(bundle.id, **(client_changes or {}))
-            vault = await chain.deploy(network.owner, "GuardedVault", token, "Vault", "vTST", config)
-            await chain.send(network.owner, token, encode_call("mint(address,uint256)", alice, 10**9))
-            await chain.send(alice, token, encode_call("approve(address,uint256)", vault, 10**9))
-            await chain.send(alice, vault, encode_call("deposit(uint256,address)", 10**6, alice))
-            client = await stack.enter_async_context(network.client())
-            return Vault(network, client, vault, token, alice)
+            return await open_vault(stack, network, network.client_config(bundle.id, **(client_changes or {})))
 
         yield make

@@ -21,7 +21,6 @@ import pytest
 from click.testing import CliRunner
 
 from placet.core.errors import DeadlineExceeded, InvalidInput, NoQuorum, PlacetError
-from placet.core.evm.contracts import encode_call
 from placet.core.messages import TaskObservation
 from placet.core.types import hex0x
 from placet.operator.main import Operator
@@ -29,7 +28,7 @@ from placet.sdk.cli.policy import policy
 from placet.sdk.local.chain import ChainError
 from placet.sdk.local.network import LocalNetwork, LocalOptions
 from placet.sdk.packs import Pack, load_pack
-from tests.e2e.conftest import ROOT, Vault
+from tests.e2e.conftest import ROOT, Vault, open_vault
 
 POLICIES = ROOT / "policies"
 MALLORY, BOB = "0x" + "ba" * 20, "0x" + "b0" * 20
@@ -162,14 +161,7 @@ async def guarded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, worl
             network = await stack.enter_async_context(LocalNetwork(settings))
             bundle = combined(tmp_path / "combined", world).bundle
             await network.publish(bundle)
-            chain, alice = network.chain, network.accounts[3]
-            token = await chain.deploy(network.owner, "TestToken", "Test", "TST", 18)
-            vault = await chain.deploy(network.owner, "GuardedVault", token, "Vault", "vTST", network.client_config(bundle.id))
-            await chain.send(network.owner, token, encode_call("mint(address,uint256)", alice, 10**9))
-            await chain.send(alice, token, encode_call("approve(address,uint256)", vault, 10**9))
-            await chain.send(alice, vault, encode_call("deposit(uint256,address)", 10**6, alice))
-            client = await stack.enter_async_context(network.client())
-            return Vault(network, client, vault, token, alice)
+            return await open_vault(stack, network, network.client_config(bundle.id))
 
         yield make
 
