@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from placet.core.errors import Unavailable
 from placet.core.types import hex0x
 from placet.sdk.cli.policy import policy
-from tests.contract.packs.conftest import POLICIES, Server, VaultOnChain
+from tests.contract.packs.conftest import POLICIES, ROOT, Server, VaultOnChain
 
 ALICE, BOB = "0x" + "a1" * 20, "0x" + "b0" * 20
 
@@ -86,6 +87,15 @@ def test_what_a_rust_component_needs_and_is_not_there_is_named(tmp_path: Path, m
     assert isinstance(failed.exception, Unavailable)
     missing = "apt-get, dpkg" if has_rustup else "rustup, apt-get, dpkg"
     assert f"not on PATH: {missing}; build it on Debian 12" in str(failed.exception)
+
+
+def test_how_to_write_a_policy_shows_what_simulate_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    page = Path("docs/how-to/write-a-policy.md").read_text()
+    (shown,) = re.findall(r"^\$ placet policy (simulate .*)\n((?:.*\n)*?)```", page, re.MULTILINE)
+    printed = CliRunner().invoke(policy, shown[0].split())
+    assert printed.exit_code == 0, printed.output
+    assert shown[1] == printed.output
 
 
 def test_without_allow_host_nothing_on_this_network_is_fetched(tmp_path: Path, server: Server) -> None:
