@@ -15,7 +15,8 @@ from eth_account.messages import encode_typed_data
 
 from placet.core import topics, wire
 from placet.core.batch import BatchContext
-from placet.core.bus.kafka import KafkaBus, KafkaSettings
+from placet.core.bus.kafka import KafkaBus
+from placet.core.bus.kafka_client import KafkaSettings
 from placet.core.digests import leaf_struct_hash
 from placet.core.envelope import Kind, Message
 from placet.core.errors import PlacetError

@@ -89,7 +89,7 @@ async def _second_answer(operator: Operator, envelope: bytes) -> bytes:
     from placet.core.envelope import open_envelope
 
     service = operator.service
-    message = open_envelope(envelope, lambda kind, sender: service._bus_signer.public_key)
+    message = open_envelope(envelope, lambda kind, sender: service._answers._bus_signer.public_key)
     response = wire.decode_response(message.payload, 256)
     group = response.groups[0]
     decided = tuple(replace(item, leaf=replace(item.leaf, sequence=item.leaf.sequence + 5)) for item in group.decided)
@@ -97,10 +97,10 @@ async def _second_answer(operator: Operator, envelope: bytes) -> bytes:
     reader = next(iter(service._chains.values()))
     state = await reader.at((await reader.latest_block()).hash)
     certificate = Certificate(root, len(decided), state.epoch, group.decided[0].leaf.expiration - 300)
-    signature = await service._bls.sign_certificate(certificate, message.chain_id, reader.deployment.validator)
+    signature = await service._answers._bls.sign_certificate(certificate, message.chain_id, reader.deployment.validator)
     payload = wire.encode_response(Response((GroupResponse(decided, signature),), (), "other"))
     return seal(
-        service._bus_signer,
+        service._answers._bus_signer,
         kind=Kind.RESPONSE,
         chain_id=message.chain_id,
         sender=message.sender,

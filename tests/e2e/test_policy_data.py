@@ -176,21 +176,21 @@ def signers(answer: dict[str, Any]) -> int:
 
 def slow(operator: Operator) -> None:
     """Observes like the others, but half a second later; they have five seconds."""
-    genuine = operator._components.observe
+    genuine = operator.components.observe
 
     async def observe(*arguments: Any) -> TaskObservation:
         observed = await genuine(*arguments)
         await asyncio.sleep(0.5)  # slow on purpose: what is tested, nothing is waited for
         return observed
 
-    operator._components.observe = observe  # type: ignore[method-assign, assignment]
+    operator.components.observe = observe  # type: ignore[method-assign, assignment]
 
 
 def observing(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Callable[[Operator], None]:
     """A hook: this operator reports what `change` makes of the outputs it observed."""
 
     def hook(operator: Operator) -> None:
-        genuine = operator._components.observe
+        genuine = operator.components.observe
 
         async def observe(*arguments: Any) -> TaskObservation:
             observed = await genuine(*arguments)
@@ -198,7 +198,7 @@ def observing(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) ->
             texts = tuple(json.dumps(output, separators=(",", ":"), sort_keys=True).encode() for output in outputs)
             return replace(observed, outputs=texts)
 
-        operator._components.observe = observe  # type: ignore[method-assign, assignment]
+        operator.components.observe = observe  # type: ignore[method-assign, assignment]
 
     return hook
 

@@ -21,13 +21,13 @@ from placet.core.bus import InProcessBroker, InProcessBus
 from placet.core.db import connect, migrate
 from placet.core.envelope import open_envelope
 from placet.core.errors import NotFound
+from placet.core.intents import intent_json
 from placet.core.messages import Admission
 from placet.core.types import Address, Hash32, hex0x
 from placet.gateway.api import Api
 from placet.gateway.batcher import Batcher
 from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator, new_key
-from placet.gateway.requests import intent_json
 from placet.gateway.results import Results
 from placet.gateway.store import ApiKey, Store
 from tests.support.authorization import AGGREGATOR, CHAIN_ID, CLIENT, GATEWAY, RunningClock, World, eventually, records_of

@@ -20,7 +20,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from placet.core import topics
 from placet.core.bus import Bus, InProcessBroker, InProcessBus, Record, Subscription
-from placet.core.bus.kafka import KafkaBus, KafkaSettings, apply_topics
+from placet.core.bus.kafka import KafkaBus
+from placet.core.bus.kafka_client import KafkaSettings
+from placet.core.bus.kafka_topics import apply_topics
 from placet.sdk.devservices.kafka import KafkaBroker
 
 NO_KAFKA = os.environ.get("PLACET_TEST_NO_KAFKA") == "1"

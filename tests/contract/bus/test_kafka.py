@@ -15,7 +15,9 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from placet.core import topics
 from placet.core.bus import BusUnavailable, RecordTooLarge, Subscription, TopicPartition, next_offsets
-from placet.core.bus.kafka import KafkaBus, KafkaSettings, apply_topics
+from placet.core.bus.kafka import KafkaBus
+from placet.core.bus.kafka_client import KafkaSettings
+from placet.core.bus.kafka_topics import apply_topics
 from placet.sdk.devservices.kafka import KafkaBroker
 from placet.sdk.devservices.process import free_ports
 

@@ -16,7 +16,9 @@ from cryptography.x509.oid import NameOID
 
 from placet.core import topics
 from placet.core.bus import BusError, BusUnavailable, NotPermitted, next_offsets
-from placet.core.bus.kafka import KafkaBus, KafkaSettings, apply_topics
+from placet.core.bus.kafka import KafkaBus
+from placet.core.bus.kafka_client import KafkaSettings
+from placet.core.bus.kafka_topics import apply_topics
 from placet.sdk.devservices.kafka import KafkaBroker
 from placet.sdk.devservices.process import free_ports
 

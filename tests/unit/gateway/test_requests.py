@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placet.core.errors import InvalidInput, PlacetError, TooLarge
+from placet.core.intents import intent_json
 from placet.core.types import hex0x
 from placet.gateway import requests as parsing
-from placet.gateway.requests import IntentRequest, intent_json, parse_intent_request
+from placet.gateway.requests import IntentRequest, parse_intent_request
 from tests.support.authorization import CLIENT, World
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(["0x", "0x00", "relay", "()"])

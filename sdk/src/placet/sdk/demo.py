@@ -308,7 +308,7 @@ def _with_place(reason: dict[str, Any]) -> str:
 
 def _make_liar(operator: Any) -> None:
     """Make an operator of this process report data that it did not see."""
-    components = operator.service._observer
+    components = operator.components
     genuine = components.observe
 
     async def observe(*arguments: Any) -> TaskObservation:

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from placet.core.bus.kafka import KafkaSettings
+from placet.core.bus.kafka_client import KafkaSettings
 from placet.core.bus.quiet import RateLimit, quiet
 
 

@@ -33,8 +33,8 @@ from typing import Final, Self
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from placet.core.bus.kafka import KafkaSettings
-from placet.core.bus.kafka import apply_topics as _apply_topics
+from placet.core.bus.kafka_client import KafkaSettings
+from placet.core.bus.kafka_topics import apply_topics as _apply_topics
 from placet.core.topics import TOPICS, Topic
 from placet.sdk.devservices.process import (
     DevServiceError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from eth_abi.grammar import ABIType, BasicType, TupleType
 from placet.core import jsonx, limits
 from placet.core.calls import EMPTY_CALL, parse_signature
 from placet.core.errors import InvalidInput
-from placet.core.types import Intent, address_from, hex0x
+from placet.core.types import Intent, address_from
 
 _MEMBERS = {"from", "to", "value", "data", "arguments", "chainId", "functionSignature", "nonce", "deadline"}
 MAX_FILE_BYTES = 256 << 10
@@ -46,20 +47,6 @@ def read_intent(content: bytes, *, chain_id: int, deadline: int) -> Intent:
         nonce=_integer(document.get("nonce", 0), "nonce"),
         deadline=_integer(document.get("deadline", deadline), "deadline"),
     )
-
-
-def intent_document(intent: Intent) -> dict[str, Any]:
-    """The complete form."""
-    return {
-        "from": hex0x(intent.sender),
-        "to": hex0x(intent.to),
-        "value": str(intent.value),
-        "data": hex0x(intent.data),
-        "chainId": intent.chain_id,
-        "functionSignature": intent.function_signature,
-        "nonce": str(intent.nonce),
-        "deadline": intent.deadline,
-    }
 
 
 def encode_arguments(signature: str, arguments: Any) -> bytes:
@@ -106,11 +93,8 @@ def _integer(value: Any, field: str) -> int:
 
 
 def _hex(value: Any, field: str) -> bytes:
-    try:
-        if isinstance(value, str) and value.startswith("0x"):
-            return bytes.fromhex(value[2:])
-    except ValueError:
-        pass
+    if isinstance(value, str) and re.fullmatch(r"0x(?:[0-9a-fA-F]{2})*", value):
+        return bytes.fromhex(value[2:])
     raise InvalidInput(f"intent: {field}: 0x hex wanted", field=field)
 
 

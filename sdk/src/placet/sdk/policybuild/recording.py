@@ -12,10 +12,11 @@ from typing import Any
 
 from placet.core import jsonx
 from placet.core.errors import InvalidInput
+from placet.core.intents import intent_json
 from placet.core.types import Address, Hash32, Intent, address_from, hash_from, hex0x
 from placet.sandbox.jsonguard import JsonRejected
 from placet.sandbox.transcript import Transcript
-from placet.sdk.policybuild.intents import intent_document, read_intent
+from placet.sdk.policybuild.intents import read_intent
 
 MAX_RECORDING_BYTES = 16 << 20
 _VERSION = 1
@@ -69,7 +70,7 @@ class Recording:
                     "policyClient": hex0x(situation.policy_client),
                     "sequence": situation.sequence,
                 },
-                "intent": intent_document(self.intent),
+                "intent": intent_json(self.intent),
                 "args": self.args,
                 "params": self.params,
                 "policyData": [

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from placet.core.admin import AdminServer
 from placet.core.bus import Bus, BusError
-from placet.core.bus.kafka import KafkaBus, KafkaSettings
+from placet.core.bus.kafka import KafkaBus
+from placet.core.bus.kafka_client import KafkaSettings
 from placet.core.envelope import LocalBusSigner
 from placet.core.errors import InvalidInput, PlacetError, Unavailable
 from placet.core.evm.reader import ChainReader

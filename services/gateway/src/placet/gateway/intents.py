@@ -27,12 +27,13 @@ from placet.core.errors import (
 )
 from placet.core.evm import contracts
 from placet.core.evm.reader import BlockState, ChainReader
+from placet.core.intents import intent_json
 from placet.core.keccak import keccak256
 from placet.core.senders import is_signed_by
 from placet.core.types import UINT256_MAX, Address, Hash32, Intent, Ordering, Pins, Task, hex0x
 from placet.gateway.batcher import Asked, Batcher, TakenElsewhere, new_salt
 from placet.gateway.policybook import PolicyBook
-from placet.gateway.requests import IntentRequest, intent_json
+from placet.gateway.requests import IntentRequest
 from placet.gateway.results import Results
 from placet.gateway.store import ApiKey, Store, TaskRow
 

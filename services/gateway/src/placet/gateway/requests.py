@@ -18,7 +18,6 @@ from placet.core.types import (
     Intent,
     address_from,
     hash_from,
-    hex0x,
 )
 
 MAX_BODY_BYTES = 192 << 10
@@ -93,20 +92,6 @@ def parse_intent(value: Any, field: str = "/intent") -> Intent:
         nonce=uint(item["nonce"], f"{field}/nonce", UINT256_MAX),
         deadline=uint(item["deadline"], f"{field}/deadline", UINT64_MAX),
     )
-
-
-def intent_json(intent: Intent) -> dict[str, Any]:
-    """The JSON form of an intent."""
-    return {
-        "from": hex0x(intent.sender),
-        "to": hex0x(intent.to),
-        "value": str(intent.value),
-        "data": hex0x(intent.data),
-        "chainId": intent.chain_id,
-        "functionSignature": intent.function_signature,
-        "nonce": str(intent.nonce),
-        "deadline": intent.deadline,
-    }
 
 
 def parse_body(raw: bytes) -> Any:

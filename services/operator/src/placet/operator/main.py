@@ -38,12 +38,12 @@ class Operator:
         self._database = connect(settings.database.get_secret_value())
         self._signer = ProcessSigner(settings.bls_keystore, settings.bls_password_file)
         engine = engine or RegoEngine(cache_dir=settings.compiled_cache)
-        self._components = Components(settings)
+        self.components = Components(settings)
         self._policies = PolicyStore(
             bus=resources.bus,
             objects=resources.objects,
             engine=engine,
-            components=self._components,
+            components=self.components,
             operator=address,
             bus_signer=bus_signer,
             publishers=gateways,
@@ -58,13 +58,13 @@ class Operator:
                 aggregators=trusted_keys(settings.trusted_aggregators, "trusted_aggregators"),
                 max_reference_block_age=settings.max_reference_block_age,
                 max_reference_lag_s=settings.max_reference_lag_s,
-                runtime_id=self._components.runtime_id,
+                runtime_id=self.components.runtime_id,
             ),
             bus=resources.bus,
             chains=resources.chains,
             policies=self._policies,
             evaluator=self._evaluator,
-            observer=self._components,
+            observer=self.components,
             signing_log=self._log,
             evidence=self._evidence,
             objects=resources.objects,
@@ -79,7 +79,7 @@ class Operator:
         # A new log signs nothing that an earlier one of this identity could have signed: wait until that time is over.
         await asyncio.sleep(max(0.0, self._log.not_before - time.time()))
         await self._signer.start()
-        await self._components.start()
+        await self.components.start()
         await self._policies.start()
 
     async def run(self) -> None:
@@ -94,7 +94,7 @@ class Operator:
         if self.service.subscription is not None:
             await self.service.subscription.close()
         await self._policies.stop()
-        await self._components.stop()
+        await self.components.stop()
         self._evaluator.close()
         await self._signer.stop()
         await self._database.dispose()
