@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from importlib import resources
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Dialect, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -62,15 +63,30 @@ def _config(package: str, connection: Connection | None = None) -> Config:
     return config
 
 
+def no_downgrade() -> NoReturn:
+    """Every migration's `downgrade`. The way back is the older program, which runs with the newer schema and loses nothing."""
+    raise NotImplementedError("migrations only expand: run the older program with this schema")
+
+
+def _is_newer(current: set[str], script: ScriptDirectory) -> bool:
+    """Whether a schema is the same service's (`operator_0001`) and of a later release, whose migrations are not known here."""
+    service = (script.get_current_head() or "").rpartition("_")[0]
+    known = {revision.revision for revision in script.walk_revisions()}
+    return bool(current) and not current & known and all(name.rpartition("_")[0] == service for name in current)
+
+
 async def migrate(engine: AsyncEngine, package: str) -> None:
-    """Bring the schema up to the newest migration of `package` (e.g. `placet.operator.migrations`).
+    """Bring the schema up to the newest migration of `package` (e.g. `placet.operator.migrations`). A newer one is left as it is.
 
     Raises:
         Unavailable: the database does not answer.
     """
 
     def run(connection: Connection) -> None:
-        command.upgrade(_config(package, connection), "head")
+        config = _config(package, connection)
+        current = set(MigrationContext.configure(connection).get_current_heads())
+        if not _is_newer(current, ScriptDirectory.from_config(config)):
+            command.upgrade(config, "head")
 
     try:
         lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
@@ -85,7 +101,6 @@ async def migrate(engine: AsyncEngine, package: str) -> None:
 async def schema_problem(engine: AsyncEngine, package: str) -> str | None:
     """Why the schema is older than this program needs, or None. A newer schema is fine: migrations only expand."""
     script = await asyncio.to_thread(lambda: ScriptDirectory.from_config(_config(package)))
-    known = {revision.revision for revision in script.walk_revisions()}
     try:
         async with engine.connect() as connection:
             rows: Iterable[Any] = (await connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}"))).all()  # noqa: S608
@@ -93,6 +108,6 @@ async def schema_problem(engine: AsyncEngine, package: str) -> str | None:
         return f"database: {type(error).__name__}"
     current = {row[0] for row in rows}
     head = script.get_current_head()
-    if head in current or (current and not current & known):
+    if head in current or _is_newer(current, script):
         return None
     return f"schema is at {sorted(current)}, {head} is needed"

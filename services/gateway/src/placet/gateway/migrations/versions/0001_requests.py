@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from placet.core.db import no_downgrade
+
 revision = "gateway_0001"
 down_revision = None
 
@@ -37,5 +39,4 @@ def upgrade() -> None:
     )
 
 
-def downgrade() -> None:
-    raise NotImplementedError("migrations only expand")
+downgrade = no_downgrade

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from placet.core.db import no_downgrade
+
 revision = "gateway_0002"
 down_revision = "gateway_0001"
 
@@ -12,5 +14,4 @@ def upgrade() -> None:
     op.create_index("ix_task_open", "task", ["created_at"], postgresql_where=still_open, sqlite_where=still_open)
 
 
-def downgrade() -> None:
-    raise NotImplementedError("migrations only expand")
+downgrade = no_downgrade

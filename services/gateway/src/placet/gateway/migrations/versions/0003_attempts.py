@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from placet.core.db import no_downgrade
+
 revision = "gateway_0003"
 down_revision = "gateway_0002"
 
@@ -13,5 +15,4 @@ def upgrade() -> None:
     op.create_index("ix_task_attempt", "task", ["request_key", "attempt"], unique=True)
 
 
-def downgrade() -> None:
-    raise NotImplementedError("migrations only expand")
+downgrade = no_downgrade

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from placet.core.db import no_downgrade
+
 revision = "settlement_0001"
 down_revision = None
 
@@ -57,5 +59,4 @@ def upgrade() -> None:
     )
 
 
-def downgrade() -> None:
-    raise NotImplementedError("migrations only expand")
+downgrade = no_downgrade

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from placet.core.db import no_downgrade
+
 revision = "settlement_0003"
 down_revision = "settlement_0002"
 
@@ -12,5 +14,4 @@ def upgrade() -> None:
     op.add_column("job", sa.Column("put_off", sa.Integer, nullable=False, server_default="0"))
 
 
-def downgrade() -> None:
-    raise NotImplementedError("migrations only expand")
+downgrade = no_downgrade
