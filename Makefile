@@ -13,7 +13,7 @@ MEMBERS := services/core services/verify services/sandbox services/gateway servi
 EDITABLE := $(foreach member,$(MEMBERS),-e ./$(member))
 SOURCES := $(foreach member,$(MEMBERS),$(member)/src)
 
-.PHONY: help doctor demo test lint format unit forge gas e2e bench contracts engine policies proto lock up clean install install-dev
+.PHONY: help doctor demo test test-rust lint format unit forge gas e2e bench contracts engine policies proto lock up clean install install-dev
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ test: ## lint, then every test
 	@$(MAKE) --no-print-directory forge
 	@$(MAKE) --no-print-directory gas
 	@$(BIN)/pytest -q
+
+test-rust: install-dev ## build a component in Rust and try it; needs rustup and Debian 12
+	@$(BIN)/pytest -q tests/rust
 
 lint: $(VENV)/.dev contracts/node_modules/.installed ## ruff, mypy, import-linter, buf, forge fmt, generated files
 	$(BIN)/ruff check .

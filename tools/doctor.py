@@ -1,7 +1,7 @@
 """`make doctor`: run every tool that Placet needs (a `which` may find a shim that fails); name what is missing, with apt and brew lines.
 
-Standard library only: it runs before anything is installed. `demo` needs Python, git, make and Node; `test` also a JDK, Maven, Go and
-rustup. Exits 2 when something is missing.
+Standard library only: it runs before anything is installed. `demo` needs Python, git, make and Node; `test` also a JDK, Maven and Go.
+Exits 2 when something is missing.
 """
 
 from __future__ import annotations
@@ -86,15 +86,6 @@ TEST = [
         "1.24",
         "apt-get install golang (1.24 or newer)",
         "brew install go",
-    ),
-    Tool(
-        "rustup's stable cargo",
-        ["rustup", "run", "stable", "cargo", "--version"],
-        r"cargo (\d+)\.(\d+)",
-        lambda v: v >= (1, 95),
-        "1.95",
-        "rustup's own installer, then rustup toolchain install stable",
-        "brew install rustup, then rustup toolchain install stable",
     ),
 ]
 

@@ -14,6 +14,7 @@ from placet.core.errors import Unavailable
 from placet.core.types import hex0x
 from placet.sdk.cli.policy import policy
 from tests.contract.packs.conftest import POLICIES, ROOT, Server, VaultOnChain
+from tests.support.new_pack import new_pack_is_built_judges_and_replays, run
 
 ALICE, BOB = "0x" + "a1" * 20, "0x" + "b0" * 20
 
@@ -23,56 +24,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp().parent / "placet-cache"))
 
 
-def run(*arguments: str | Path, code: int = 0) -> Any:
-    result = CliRunner().invoke(policy, [*map(str, arguments), "--output", "json"])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return json.loads(result.output)
-
-
-@pytest.fixture(params=["javascript", "python", pytest.param("rust", marks=pytest.mark.slow)])
-def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "rust":
-        # The compiler lies in the user's cache, as for the Rego engine.
-        monkeypatch.setenv("PLACET_ENGINE_CACHE", str(Path.home() / ".cache" / "placet-engine"))
-    return str(request.param)
-
-
+@pytest.mark.parametrize("language", ["javascript", "python"])  # Rust's compiler is not to be had everywhere: tests/rust
 def test_a_new_pack_is_built_judges_live_data_and_replays_it(tmp_path: Path, server: Server, language: str) -> None:
-    folder = tmp_path / "my-feed"
-    run("init", "my-feed", "--language", language, "--dir", tmp_path)
-    (built,) = run("build", folder)["built"]
-    assert (folder / "component.wasm.sha256").read_text().split()[0] == built["sha256"]
-    params = tmp_path / "params.json"
-    params.write_text(json.dumps({"url": server.url("/value.json"), "ceiling": 100}))
-    live: list[str | Path] = [
-        "simulate",
-        folder,
-        "--intent",
-        folder / "intent.json",
-        "--live",
-        "--allow-host",
-        server.host,
-        "--params",
-        params,
-    ]
-
-    server.says({"value": 100})
-    (folder / "recordings").mkdir()
-    allowed = run(*live, "--record", folder / "recordings" / "allowed.json", "--expect", "allow")
-    assert allowed["policyData"][0]["agreed"] == '{"my_feed":{"value":100}}'
-    server.says({"value": 101})
-    denied = run(*live, "--record", folder / "recordings" / "denied.json", "--expect", "deny")
-    assert [reason["message"] for reason in denied["reasons"]] == ["the value is 101, above the ceiling of 100"]
-    assert denied["reasons"][0]["places"][0]["file"] == "my_feed.rego"
-    server.says({"value": "many"})
-    failed = run(*live, code=1)
-    assert failed["decision"] == "abstain"
-    assert "no integer" in failed["failure"]
-
-    server.shutdown()
-    server.server_close()
-    counts = run("test", folder)["counts"]
-    assert counts == {"pass": 6, "fail": 0, "error": 0, "skipped": 0}
+    new_pack_is_built_judges_and_replays(tmp_path, server, language)
 
 
 @pytest.mark.parametrize("has_rustup", [False, True])
