@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 PLACET = Path(sys.executable).parent / "placet"
+SPEND_LIMIT = Path(__file__).parents[2] / "policies" / "spend-limit"
 FUNCTION = "withdraw(uint256,address,address)"
 OTHER = "0x" + "5b" * 20
 
@@ -88,6 +90,14 @@ def test_an_intent_is_sent_looked_at_and_verified(by_hand: ByHand, number: signa
     code, text = by_hand.placet("intent", "send", vault, FUNCTION, str(20_000 * 10**18), me, me, "--from", me)
     assert text.startswith("deny"), text
     assert "is above the limit" in text
+    shutil.copytree(SPEND_LIMIT, by_hand.folder / "pack")
+    manifest = (by_hand.folder / "pack" / "params.json").read_text()
+    (by_hand.folder / "pack" / "params.json").write_text(json.dumps({**json.loads(manifest), "max_count": 7}))
+    code, text = by_hand.placet("policy", "publish", "pack", "--output", "json")
+    assert code == 0, text
+    assert [operator["admitted"] for operator in json.loads(text)["admissions"]] == [True] * 4
+    code, text = by_hand.placet("policy", "publish", "pack", "--rpc", ready["rpc"])
+    assert (code, "give --object-store, --deployments" in text) == (1, True), text
     assert "stopping" in by_hand.stop(number)
     assert not (by_hand.state / "ready.json").exists(), "nobody takes it for a running network"
     code, text = by_hand.placet("intent", "status", task)

@@ -31,15 +31,21 @@ def gateway_options(function: F) -> F:
     return click.option("--api-key", envvar="PLACET_API_KEY", help="API key; default: that of a running `placet up`.")(function)
 
 
+def running_network() -> dict[str, Any]:
+    """What a running `placet up` of this folder says of itself: gateway, apiKey, rpc, deployments, objectStore, account. Else nothing."""
+    found: dict[str, Any] = orjson.loads(READY_FILE.read_bytes()) if READY_FILE.exists() else {}
+    return found
+
+
 def connect(gateway: str | None, api_key: str | None) -> Client:
     """A client of the gateway named by options, environment, or a running `placet up`.
 
     Raises:
         InvalidInput: says what to set.
     """
-    if (gateway is None or api_key is None) and READY_FILE.exists():
-        ready = orjson.loads(READY_FILE.read_bytes())
-        gateway, api_key = gateway or ready["gateway"], api_key or ready["apiKey"]
+    if gateway is None or api_key is None:
+        ready = running_network()
+        gateway, api_key = gateway or ready.get("gateway"), api_key or ready.get("apiKey")
     if gateway is None or api_key is None:
         raise InvalidInput("which gateway? give --gateway and --api-key, or PLACET_GATEWAY and PLACET_API_KEY, or run `placet up` here")
     return Client(gateway, api_key)

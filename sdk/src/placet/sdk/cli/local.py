@@ -61,14 +61,16 @@ def up(folder: Path, bus: str, postgres: bool, port: int, vault: bool, otlp: str
                 "gateway": network.gateway_url,
                 "apiKey": network.api_key,
                 "rpc": network.anvil.url,
-                "deployments": str(network.deployments),
+                "deployments": str(network.deployments.resolve()),
+                "objectStore": network.objects_url,
+                "account": hex0x(network.accounts[3]),
                 "operators": [hex0x(operator.address) for operator in network.operators],
             }
             if vault:
                 bundle = load_pack(repository() / "policies" / "spend-limit").bundle
                 await network.publish(bundle)
                 _, address = await deploy_vault(network, bundle.id, network.accounts[3])
-                ready |= {"vault": hex0x(address), "account": hex0x(network.accounts[3])}
+                ready["vault"] = hex0x(address)
             (folder / "ready.json").write_bytes(orjson.dumps(ready, option=orjson.OPT_INDENT_2))
             click.echo("development keys and a development chain: nothing here is for production")
             click.echo(f"ready  gateway {network.gateway_url}  rpc {network.anvil.url}  state {folder}")

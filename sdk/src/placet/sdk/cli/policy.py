@@ -17,11 +17,11 @@ import orjson
 from placet.core import jsonx, limits
 from placet.core.errors import InvalidInput, Unavailable
 from placet.core.evm.rpc import RpcClient, RpcError
-from placet.core.types import ZERO_ADDRESS, ZERO_HASH, Address, address_from, hex0x
+from placet.core.types import ZERO_ADDRESS, ZERO_HASH, Address, Hash32, address_from, hex0x
 from placet.sandbox.errors import PolicyRejected, SandboxError, SandboxUnavailable
 from placet.sandbox.manifest import ManifestError
 from placet.sandbox.transcript import Transcript
-from placet.sdk.cli.common import cache_folder, connect, gateway_options, output_option, show
+from placet.sdk.cli.common import cache_folder, connect, gateway_options, output_option, running_network, show
 from placet.sdk.devservices.process import DevServiceError
 from placet.sdk.packs import LANGUAGES, Pack, load_pack
 from placet.sdk.policybuild.intents import read_intent
@@ -181,8 +181,9 @@ def simulate(folder: Path, output: str, **options: Any) -> None:
         if simulation.failure is not None:
             raise InvalidInput(f"nothing recorded: {simulation.failure}")
         options["record"].write_bytes(recording.to_json() + b"\n")
-    document = simulation_json(pack, simulation)
-    show(document, output, _simulation_lines(pack, simulation, lines=options["lines"]))
+    plain = load_pack(folder).bundle.id
+    document = {**simulation_json(pack, simulation), "packPolicyId": hex0x(plain)}
+    show(document, output, _simulation_lines(pack, simulation, plain, lines=options["lines"]))
     if options["expect"] not in (None, simulation.outcome) or simulation.outcome == "abstain":
         sys.exit(1)
 
@@ -319,7 +320,7 @@ def _parsed(agreed: bytes) -> Any:
     return jsonx.parse(agreed, field="output", max_bytes=limits.MAX_OUTPUT_BYTES, fractions=True)
 
 
-def _simulation_lines(pack: Pack, simulation: Simulation, *, lines: bool) -> list[str]:
+def _simulation_lines(pack: Pack, simulation: Simulation, plain: Hash32, *, lines: bool) -> list[str]:
     shown = [f"{simulation.outcome:<8} {pack.name}, ordering {pack.bundle.policy.ordering.name.lower()}"]
     for reason in simulation.reasons:
         shown.append(f"  {reason}")
@@ -327,6 +328,8 @@ def _simulation_lines(pack: Pack, simulation: Simulation, *, lines: bool) -> lis
     if simulation.failure is not None:
         shown.append(f"  {simulation.failure}")
     shown.append(f"policy   {hex0x(pack.bundle.id)}")
+    if pack.bundle.id != plain:
+        shown.append(f"  with other parameters or hosts than the pack's, which is {hex0x(plain)}")
     for item in simulation.data:
         shown.append(f"data     {item.name}: fuel {item.fuel:,}, component {item.component[:16]}…")
         shown.append(f"  arguments {jsonx.canonical(item.arguments).decode()}")
@@ -363,11 +366,9 @@ def _entry_line(entry: Any) -> str:
 
 @policy.command()
 @click.argument("folder", type=FOLDER, default=Path())
-@click.option(
-    "--object-store", required=True, envvar="PLACET_OBJECT_STORE", help="Where operators read bundles: file:///…, s3://bucket/prefix."
-)
-@click.option("--rpc", required=True, help="Node's JSON-RPC URL.")
-@click.option("--deployments", type=FILE, required=True, help="deployments/<chainId>.json.")
+@click.option("--object-store", envvar="PLACET_OBJECT_STORE", help="Where operators read bundles: file:///…, s3://bucket/prefix.")
+@click.option("--rpc", help="Node's JSON-RPC URL.")
+@click.option("--deployments", type=FILE, help="deployments/<chainId>.json.")
 @click.option("--params", "params_file", type=FILE, help="Other params than the pack's.")
 @click.option("--allow-host", "hosts", multiple=True, help="Hosts in place of the manifest's (for development).")
 @click.option("--key-file", type=FILE, help="Hex key, or JSON keystore, of the account that pays.")
@@ -378,7 +379,10 @@ def _entry_line(entry: Any) -> str:
 @output_option
 @_typed
 def publish(folder: Path, output: str, **options: Any) -> None:
-    """Put the policy of FOLDER on chain and into the object store, announce it, and wait until operators admitted it."""
+    """Put the policy of FOLDER on chain and into the object store, announce it, and wait until operators admitted it.
+
+    With a `placet up` running in this folder, what is not given is that network's.
+    """
     from placet.sdk.policybuild.publish import Signing, publish_pack
 
     params = _object(options["params_file"], "params") if options["params_file"] is not None else None
@@ -389,6 +393,7 @@ def publish(folder: Path, output: str, **options: Any) -> None:
             raise InvalidInput(f"operators would refuse the policy: {findings[0]}; see `placet policy test {folder}`", field="modules")
     finally:
         simulator.close()
+    options = _of_running_network(options)
     if (options["key_file"] is None) == (options["sender"] is None):
         raise InvalidInput("who pays? give --key-file FILE, or --from ADDRESS for an unlocked account of a development node")
     signing = Signing(options["key_file"], options["password_file"], options["sender"])
@@ -417,3 +422,21 @@ def publish(folder: Path, output: str, **options: Any) -> None:
         *(f"warning   {warning}" for warning in done["warnings"]),
     ]
     show(done, output, lines)
+
+
+def _of_running_network(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with those that were not given from a running `placet up`, unless another network is meant.
+
+    Raises:
+        InvalidInput: names what is missing.
+    """
+    wanted = {"object_store": "objectStore", "rpc": "rpc", "deployments": "deployments"}
+    # One of them given, and the rest taken from here, would mix two networks.
+    named = [name for name in (*wanted, "gateway") if options[name] is not None]
+    ready = {} if named else running_network()
+    found = {**options, **{name: options[name] or ready.get(key) for name, key in wanted.items()}}
+    if missing := [f"--{name.replace('_', '-')}" for name in wanted if found[name] is None]:
+        raise InvalidInput(f"which network? give {', '.join(missing)}, or run `placet up` here and give none of them")
+    if found["key_file"] is None and found["sender"] is None:
+        found["sender"] = ready.get("account")
+    return {**found, "deployments": Path(found["deployments"])}

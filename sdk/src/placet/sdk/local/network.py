@@ -167,10 +167,11 @@ class LocalNetwork:
     @property
     def objects(self) -> ObjectStore:
         """The shared object store."""
-        return ObjectStore(self._objects_url)
+        return ObjectStore(self.objects_url)
 
     @property
-    def _objects_url(self) -> str:
+    def objects_url(self) -> str:
+        """Where bundles, observations and evidence lie."""
         return (self.folder / "objects").resolve().as_uri()
 
     def client(self) -> Client:
@@ -250,7 +251,7 @@ class LocalNetwork:
         values: dict[str, Any] = {
             "chains": [{"id": self.options.chain_id, "rpc": [self.anvil.url], "deployments": str(self.deployments)}],
             "bus": "kafka" if self.kafka is not None else "inprocess",
-            "object_store": self._objects_url,
+            "object_store": self.objects_url,
         }
         if self.kafka is not None:
             values["kafka_bootstrap"] = self.kafka.bootstrap
