@@ -24,20 +24,24 @@ doctor: ## run every tool that is needed, name what is missing
 # --- installing: uv inside the virtual environment, everything else locked with hashes
 
 $(BIN)/uv:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "installing uv into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.demo: $(BIN)/uv requirements/demo.txt $(foreach member,$(MEMBERS),$(member)/pyproject.toml)
-	$(BIN)/uv pip install --quiet --require-hashes -r requirements/demo.txt
-	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation $(EDITABLE)
+	@echo "installing Python packages, some 250 MB, into $(VENV)"
+	@$(BIN)/uv pip install --quiet --require-hashes -r requirements/demo.txt
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation $(EDITABLE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo requirements/dev.txt
-	$(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.txt
+	@echo "installing the tests' Python packages"
+	@$(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.txt
 	@touch $@
 
 contracts/node_modules/.installed: contracts/package-lock.json
-	cd contracts && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@echo "installing the contracts' npm packages"
+	@cd contracts && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 install: $(VENV)/.demo ## what the demo needs

@@ -168,6 +168,11 @@ def test_a_component_failure_is_told_from_any_output_a_component_may_give() -> N
         assert failure_in(output) is None
 
 
+@pytest.mark.parametrize("rest", [b'"x":1e99999}', b'"message":"twice"}', b'"x":' + b"[" * 200, b'"x":' + b"9" * 99 + b"}", b""])
+def test_16_an_output_that_only_looks_like_a_failure_spoils_no_batch(rest: bytes) -> None:
+    assert failure_in(b'{"message":"placet:failed",' + rest) is None
+
+
 def test_the_quorum_of_a_batch_is_that_of_its_first_task_whose_client_follows_the_policy() -> None:
     mine, other = Hash32(b"\1" * 32), Hash32(b"\2" * 32)
 

@@ -138,7 +138,10 @@ def failure_in(output: bytes) -> str | None:
     """Why a component failed, when its output says so; else None."""
     if not output.startswith(b'{"message":') or b'"placet:failed"' not in output:
         return None
-    value = jsonx.parse(output, field="output", max_bytes=limits.MAX_OUTPUT_BYTES, fractions=True)
+    try:
+        value = jsonx.parse(output, field="output", max_bytes=limits.MAX_OUTPUT_BYTES, fractions=True)
+    except InvalidInput:
+        return None  # nothing that `component_failure` wrote; the engine's guard will judge it, for this task alone
     if set(value) != {FAILURE_KEY, "message"} or not all(isinstance(member, str) for member in value.values()):
         return None
     return f"a component failed ({value[FAILURE_KEY]}) {value['message']}".strip()
