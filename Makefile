@@ -103,6 +103,7 @@ e2e: install-dev ## the story over real Kafka and PostgreSQL
 
 bench: install ## what an intent costs against the floor it cannot go below
 	$(BIN)/python bench/authorization.py
+	$(BIN)/python -m bench.storage
 
 policies: install-dev ## build the packs' components and compare them with those checked in (ACCEPT=1 replaces them)
 	$(BIN)/python -m placet.sdk.policybuild

@@ -139,7 +139,7 @@ async def operator(
         evaluator=cast(Any, _Evaluator()),
         observer=cast(Any, None),
         signing_log=log,
-        evidence=EvidenceStore(objects, engine, who.address),
+        evidence=EvidenceStore(objects, engine, who.address, 90 * 86_400),
         objects=objects,
         bls=signer,
         bus_signer=who.bus,

@@ -318,7 +318,7 @@ async def test_placet_policy_publish_puts_a_pack_where_operators_and_contracts_f
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
     async with LocalNetwork(LocalOptions(tmp_path / "net", compiled_cache=cache, allow_private_hosts=(world.host,))) as network:
-        where = ["--object-store", network._objects_url, "--rpc", network.anvil.url, "--deployments", str(network.deployments)]
+        where = ["--object-store", network.objects_url, "--rpc", network.anvil.url, "--deployments", str(network.deployments)]
         where += ["--gateway", network.gateway_url, "--api-key", network.api_key, "--output", "json"]
 
         async def publish(pack: str, *options: str) -> Any:

@@ -262,6 +262,19 @@ async def test_a_final_outcome_is_not_overwritten_by_an_earlier_one_that_comes_l
     assert (await settling.task(task_id))["settlement"]["status"] == "confirmed"
 
 
+async def test_answers_are_forgotten_a_month_after_they_expired(stage: Stage) -> None:
+    ended = Hash32(bytes.fromhex((await stage.gateway.submit(1)).body["taskId"][2:]))
+    stage.answer = silent
+    still_open = Hash32(bytes.fromhex((await stage.gateway.submit(2, headers=ASYNC)).body["taskId"][2:]))
+    store = stage.gateway.store
+    expired = (await store.task_any(ended)).expires_at  # type: ignore[union-attr]
+    await store.prune(expired)
+    assert await store.task_any(ended) is not None
+    await store.prune(expired + 1)
+    assert await store.task_any(ended) is None
+    assert await store.task_any(still_open) is not None, "what has no answer is kept"
+
+
 # --- batches
 
 

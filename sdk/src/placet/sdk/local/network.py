@@ -159,6 +159,10 @@ class LocalNetwork:
         """The node, with unlocked accounts."""
         return DevChain(self.rpc)
 
+    def bus(self) -> InProcessBus:
+        """Another connection to the in-process bus."""
+        return InProcessBus(self._broker)
+
     @property
     def owner(self) -> Address:
         """Owns the registry and the example clients."""
@@ -339,7 +343,7 @@ class LocalNetwork:
         kind = name.partition("-")[0]
         settings_type, build = _kinds()[kind]
         settings = settings_type(**self.settings_of(name))
-        bus = InProcessBus(self._broker)
+        bus = self.bus()
         resources = resources_for(settings, kind, bus)
         telemetry = TelemetrySettings(otlp_endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_ratio)
         provider = provider_for(kind, VERSION, telemetry, instance=name, exporter=self.options.span_exporter)

@@ -65,6 +65,15 @@ class ObjectStore:
         except (BaseError, OSError) as error:
             raise Unavailable(f"object store: {type(error).__name__}") from None
 
+    async def delete_named(self, name: str) -> None:
+        """Remove what lies under a name, if anything does. Raises Unavailable."""
+        try:
+            await obstore.delete_async(self._store, name)
+        except FileNotFoundError:
+            pass  # another replica, or an operator with the same store, was first
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"object store: {type(error).__name__}") from None
+
     async def get_named(self, name: str, *, max_bytes: int) -> bytes:
         """Read by name. Raises as `get`, but checks no digest."""
         try:

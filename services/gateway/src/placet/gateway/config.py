@@ -23,6 +23,7 @@ class GatewaySettings(ServiceSettings):
     batch_wait_ms: float = Field(default=4.0, ge=0, le=1000, description="how long the oldest task of a batch waits for company")
     observe_for_ms: int = Field(default=limits.DEFAULT_OBSERVE_FOR_MS, ge=100, le=limits.MAX_OBSERVE_FOR_MS)
     answer_within_s: float = Field(default=20.0, gt=0, le=60, description="how long a caller is kept waiting for a result")
+    keep_tasks_days: int = Field(default=30, ge=1, description="how long answers, and the Idempotency-Keys they were asked with, are kept")
     max_waiting: int = Field(default=10_000, ge=1, description="tasks in hand; a tenant gets a place while it has fewer than are left")
     simulation_workers: int = Field(default=1, ge=1, le=16)
     allow_private_hosts: list[str] = Field(default_factory=list, description="host:port here that simulated components may fetch")

@@ -51,6 +51,7 @@ class Gateway:
             aggregators=trusted_keys(settings.trusted_aggregators, "trusted_aggregators"),
             settlements=trusted_keys(settings.trusted_settlements, "trusted_settlements"),
             instance_id=settings.instance_id,
+            keep_s=settings.keep_tasks_days * 86_400,
         )
         self._batcher = Batcher(
             bus=resources.bus,

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _ORPHAN_S = 15
 """A batch this old of which a task is open belongs to nobody if this replica does not know it: its replica is gone."""
 _SWEEP_S = 5.0
+_PRUNE_EVERY_S = 3600
 _HOPELESS_S = 3600
 """When a node still does not know a batch's reference block, it never will."""
 _LATER: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *DATABASE_ERRORS)
@@ -58,6 +59,7 @@ class Results:
         aggregators: frozenset[bytes],
         settlements: frozenset[bytes] = frozenset(),
         instance_id: str | None = None,
+        keep_s: int = 30 * 86_400,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._bus = bus
@@ -66,7 +68,9 @@ class Results:
         self._aggregators = aggregators
         self._settlements = settlements
         self._instance_id = instance_id
+        self._keep_s = keep_s
         self._clock = clock
+        self._pruned_at = 0.0
         self._pending: dict[Hash32, _Pending] = {}
         self._waiters: dict[Hash32, list[asyncio.Future[dict[str, Any]]]] = {}
         self.subscription: Subscription | None = None
@@ -183,6 +187,9 @@ class Results:
     async def sweep(self) -> None:
         """One round of it."""
         now = self._clock()
+        if now > self._pruned_at + _PRUNE_EVERY_S:
+            self._pruned_at = now
+            await self._store.prune(int(now) - self._keep_s)
         orphans = await self._store.open_batches(int(now) - _ORPHAN_S)
         await self._take_up([batch_id for batch_id in orphans if batch_id not in self._pending])
         for pending in list(self._pending.values()):

@@ -197,6 +197,11 @@ class Store:
         query = sa.select(_TASK).where(_TASK.c.request_key == request_key).order_by(attempt.desc(), _TASK.c.created_at.desc()).limit(1)
         return await self._one(query)
 
+    async def prune(self, before: int) -> None:
+        """Forget tasks that ended, and whose answer expired before a time (unix seconds)."""
+        async with self._engine.begin() as connection:
+            await connection.execute(sa.delete(_TASK).where(_TASK.c.expires_at < before, _TASK.c.stage != "submitted"))
+
     async def open_batches(self, until: int) -> list[Hash32]:
         """Batches of which a task has no result, made at `until` (unix seconds) or earlier; oldest first."""
         query = (

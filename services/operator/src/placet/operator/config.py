@@ -21,6 +21,7 @@ class OperatorSettings(ServiceSettings):
     trusted_aggregators: list[str] = Field(min_length=1, description="Ed25519 keys (0x hex) whose proposals are taken")
     max_reference_block_age: int = Field(default=32, ge=0, description="blocks a batch's reference block may lie behind our head")
     max_reference_lag_s: int = Field(default=60, ge=0, description="seconds before the batch at which that block may have been superseded")
+    keep_evidence_days: int = Field(default=90, ge=8, description="how long evidence is kept; longer than attestations are valid")
     evaluation_threads: int = Field(default=2, ge=1, le=64)
     component_workers: int = Field(default=1, ge=1, le=64)
     compiled_cache: Path | None = Field(default=None, description="private folder for compiled code, shared by operators of one machine")

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from placet.core import jsonx
 from placet.core.db import insert_new
 from placet.core.digests import EVIDENCE_PARTS
-from placet.core.errors import NotFound
+from placet.core.errors import NotFound, VerificationFailed
 from placet.core.evidence import EvidenceRecord
-from placet.core.objects import ObjectStore
+from placet.core.objects import ObjectStore, sha256
 from placet.core.types import Address, Hash32, hash_from, hex0x
 
 _METADATA = sa.MetaData()
@@ -27,6 +27,8 @@ _INDEX = sa.Table(
     sa.Column("created_at", sa.BigInteger),
 )
 MAX_OBJECT_BYTES = 256 << 20
+_DAY_S = 86_400
+_PRUNED_AT_ONCE = 500
 
 
 def encode_record(record: EvidenceRecord) -> dict[str, Any]:
@@ -43,18 +45,26 @@ def decode_record(value: dict[str, Any]) -> EvidenceRecord:
     return EvidenceRecord(hash_from(value["salt"]), {name: bytes.fromhex(value["parts"][name][2:]) for name in EVIDENCE_PARTS})
 
 
-class EvidenceStore:
-    """One operator's records."""
+def _name(created_at: int, address: bytes) -> str:
+    """Where an object lies: by day, so that a bucket's own rule may expire them too."""
+    return f"evidence/{created_at // _DAY_S}/{address.hex()}"
 
-    def __init__(self, objects: ObjectStore, engine: AsyncEngine, operator: Address) -> None:
+
+class EvidenceStore:
+    """One operator's records, kept for `keep_s` seconds. Operators with one store write the same objects; the shortest time counts."""
+
+    def __init__(self, objects: ObjectStore, engine: AsyncEngine, operator: Address, keep_s: int) -> None:
         self._objects = objects
         self._engine = engine
         self._operator = operator
+        self._keep_s = keep_s
 
     async def put(self, records: Sequence[EvidenceRecord], now: int) -> None:
         """Store records durably. Raises Unavailable."""
         entries = [encode_record(record) for record in records]
-        address = await self._objects.put(jsonx.canonical(entries))
+        content = jsonx.canonical(entries)
+        address = sha256(content)
+        await self._objects.put_named(_name(now, address), content)
         rows = [
             {"operator": self._operator, "evidence": hash_from(entry["evidence"]), "object_sha256": address, "created_at": now}
             for entry in entries
@@ -64,13 +74,29 @@ class EvidenceStore:
 
     async def get(self, evidence: Hash32) -> EvidenceRecord:
         """The record behind a leaf's `evidence`. Raises NotFound."""
-        query = sa.select(_INDEX.c.object_sha256).where(_INDEX.c.operator == self._operator, _INDEX.c.evidence == evidence)
+        query = sa.select(_INDEX).where(_INDEX.c.operator == self._operator, _INDEX.c.evidence == evidence)
         async with self._engine.connect() as connection:
-            address = (await connection.execute(query)).scalar_one_or_none()
-        if address is None:
+            row = (await connection.execute(query)).first()
+        if row is None:
             raise NotFound("no record with this digest", field="evidence")
-        raw = await self._objects.get(Hash32(address), max_bytes=MAX_OBJECT_BYTES)
+        raw = await self._objects.get_named(_name(row.created_at, row.object_sha256), max_bytes=MAX_OBJECT_BYTES)
+        if sha256(raw) != row.object_sha256:
+            raise VerificationFailed("the object store returned bytes with another digest", field="sha256")
         for entry in jsonx.parse(raw, field="evidence", max_bytes=MAX_OBJECT_BYTES, max_depth=8):
             if entry["evidence"] == hex0x(evidence):
                 return decode_record(entry)
         raise NotFound("no record with this digest", field="evidence")
+
+    async def prune(self, now: int) -> None:
+        """Remove records older than they are kept. Raises Unavailable."""
+        old = (_INDEX.c.operator == self._operator, _INDEX.c.created_at < now - self._keep_s)
+        while True:
+            query = sa.select(_INDEX.c.created_at, _INDEX.c.object_sha256).where(*old).distinct().limit(_PRUNED_AT_ONCE)
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(query)).all()
+            if not rows:
+                return
+            for row in rows:  # the object first: a row without one can be pruned again
+                await self._objects.delete_named(_name(row.created_at, row.object_sha256))
+            async with self._engine.begin() as connection:
+                await connection.execute(sa.delete(_INDEX).where(*old, _INDEX.c.object_sha256.in_([row.object_sha256 for row in rows])))

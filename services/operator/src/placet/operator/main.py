@@ -49,7 +49,7 @@ class Operator:
             publishers=gateways,
         )
         self._log = SigningLog(self._database, address)
-        self._evidence = EvidenceStore(resources.objects, self._database, address)
+        self._evidence = EvidenceStore(resources.objects, self._database, address, settings.keep_evidence_days * 86_400)
         self._evaluator = Evaluator(settings.evaluation_threads)
         self.service = OperatorService(
             identity=OperatorIdentity(

@@ -42,6 +42,7 @@ _SECONDS = metrics.histogram("placet_operator_respond_seconds", "Time from a bat
 
 
 T = TypeVar("T")
+_HOUSEKEEPING: tuple[type[Exception], ...] = (Unavailable, *DATABASE_ERRORS)
 _TROUBLE: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *PASSED_ON)
 
 
@@ -70,6 +71,7 @@ class OperatorService:
         self._chains = chains
         self._policies = policies
         self._log = signing_log
+        self._evidence = evidence
         self._answers = Answers(
             identity=identity,
             bus=bus,
@@ -160,8 +162,9 @@ class OperatorService:
                     await self._log.heartbeat(int(now))
                 if beat % 600 == 0:
                     await self._log.prune(int(now))
-            except DATABASE_ERRORS as error:
-                log.warning("signing log: %s", error)
+                    await self._evidence.prune(int(now))
+            except _HOUSEKEEPING as error:
+                log.warning("signing log, evidence: %s", error)
 
     @staticmethod
     def _is_over(run: asyncio.Future[Run | None], now: float) -> bool:
