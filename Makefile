@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/$(VENV)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-MEMBERS := services/core services/verify services/sandbox services/gateway services/operator services/aggregator services/settlement sdk
+MEMBERS := services/core services/verify services/sandbox services/gateway services/operator services/aggregator services/settlement services/inference sdk
 EDITABLE := $(foreach member,$(MEMBERS),-e ./$(member))
 SOURCES := $(foreach member,$(MEMBERS),$(member)/src)
 

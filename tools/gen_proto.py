@@ -18,11 +18,14 @@ def generate(target: Path) -> None:
     """Messages with type stubs, importable as `placet.core.gen.<name>_pb2`."""
     sources = sorted(path.relative_to(PROTO).as_posix() for path in (PROTO / "placet" / "v1").glob("*.proto"))
     with tempfile.TemporaryDirectory() as scratch:
-        code = protoc.main(["protoc", f"-I{PROTO}", f"--python_out={scratch}", f"--pyi_out={scratch}", *sources])
+        outputs = [f"--{kind}_out={scratch}" for kind in ("python", "pyi", "grpc_python")]
+        code = protoc.main(["protoc", f"-I{PROTO}", *outputs, *sources])
         if code != 0:
             raise SystemExit(code)
         for path in sorted((Path(scratch) / "placet" / "v1").iterdir()):
             text = path.read_text().replace("from placet.v1 import", "from placet.core.gen import")
+            if path.name.endswith("_pb2_grpc.py") and "Stub" not in text:
+                continue  # no service in this file
             (target / path.name).write_text(text)
     (target / "__init__.py").write_text('"""Generated from proto/ by tools/gen_proto.py."""\n')
 

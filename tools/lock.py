@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-SERVICES = ["gateway", "operator", "aggregator", "settlement"]
+SERVICES = ["gateway", "operator", "aggregator", "settlement", "inference"]
 LIBRARIES = ["core", "verify", "sandbox"]
 OWN = [f"placet-{name}" for name in [*SERVICES, *LIBRARIES, "sdk"]]
 HATCHLING = REQUIREMENTS / "build.in"
@@ -37,9 +37,11 @@ def compile_lock(target: str, sources: list[Path], *, constraint: Path | None, e
 def main() -> None:
     upgrade = "--upgrade" in sys.argv[1:]
     everything = [ROOT / "services" / name / "pyproject.toml" for name in [*LIBRARIES, *SERVICES]] + [ROOT / "sdk" / "pyproject.toml"]
-    compile_lock("dev", [REQUIREMENTS / "dev.in", *everything], constraint=None, extra=["--extra", "up"], upgrade=upgrade)
+    compile_lock("dev", [REQUIREMENTS / "dev.in", *everything], constraint=None, extra=["--extra", "up", "--extra", "ai"], upgrade=upgrade)
     dev = REQUIREMENTS / "dev.txt"
-    compile_lock("demo", [HATCHLING, *everything], constraint=dev, extra=["--extra", "up"], upgrade=upgrade)
+    without_ai = [path for path in everything if path.parent.name != "inference"]
+    compile_lock("demo", [HATCHLING, *without_ai], constraint=dev, extra=["--extra", "up"], upgrade=upgrade)
+    compile_lock("demo-ai", [HATCHLING, *everything], constraint=dev, extra=["--extra", "up", "--extra", "ai"], upgrade=upgrade)
     for service in SERVICES:
         compile_lock(service, [HATCHLING, ROOT / "services" / service / "pyproject.toml"], constraint=dev, extra=[], upgrade=upgrade)
 
