@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -176,8 +176,6 @@ def digest_of(receipt: Receipt) -> Hash32:
 
 def sign(receipt: Receipt, signer: BusSigner) -> Receipt:
     """The receipt with its signature; `key_id` must be the signer's."""
-    from dataclasses import replace
-
     unsigned = replace(receipt, key_id=key_id_of(signer.public_key), signature=b"")
     return replace(unsigned, signature=signer.sign(signed_bytes(unsigned)))
 

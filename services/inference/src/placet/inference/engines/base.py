@@ -1,8 +1,8 @@
 """What an engine is: one model version, loaded. The service knows engines only through this.
 
-Engines run model code in native threads and never block the event loop. Every failure is a `PlacetError`: `InvalidInput` names the field that
-does not fit the model, `RateLimited` says that there is no place, `DeadlineExceeded` that there was none in time, `Unavailable` that the engine
-broke and is being rebuilt. An engine that failed rebuilds itself; one that cannot be loaded raises from `load`.
+Engines run model code in native threads and never block the event loop. Every failure is a `PlacetError`: `InvalidInput` names the field
+that does not fit the model, `RateLimited` says that there is no place, `DeadlineExceeded` that there was none in time, `Unavailable` that
+the engine broke and is being rebuilt. An engine that failed rebuilds itself; one that cannot be loaded raises from `load`.
 """
 
 from __future__ import annotations
