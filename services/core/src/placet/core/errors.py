@@ -103,6 +103,14 @@ class IdempotencyConflict(PlacetError):
     grpc_status = "ALREADY_EXISTS"
 
 
+class Conflict(PlacetError):
+    """It stands already, or something else stands in its way; the text says what."""
+
+    code = "conflict"
+    http_status = 409
+    grpc_status = "ABORTED"
+
+
 class RateLimited(PlacetError):
     """The key's budget for this window is used up."""
 
@@ -182,6 +190,7 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     NotFound,
     MethodNotAllowed,
     IdempotencyConflict,
+    Conflict,
     RateLimited,
     PolicyNotAdmitted,
     WrongPolicy,

@@ -6,6 +6,8 @@ Through obstore: a local folder, S3, GCS or Azure, named by one URL (`file:///â€
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,6 +59,66 @@ class ObjectStore:
         if sha256(data) != digest:
             raise VerificationFailed("the object store returned bytes with another digest", field="sha256")
         return data
+
+    async def fetch(self, digest: Hash32, path: Path, *, max_bytes: int) -> int:
+        """Stream a blob into a file, which is there in full and checked, or not at all. Returns its size.
+
+        Raises: as `get`.
+        """
+        part = path.with_name(path.name + ".part")
+        hasher, size = hashlib.sha256(), 0
+        try:
+            result = await obstore.get_async(self._store, _blob(digest))
+            if result.meta["size"] > max_bytes:
+                raise TooLarge(f"blob {digest.hex()}: {result.meta['size']} bytes, at most {max_bytes}", field="sha256")
+            with part.open("wb") as file:
+                async for chunk in result.stream(min_chunk_size=4 << 20):
+                    hasher.update(chunk)
+                    size += len(chunk)
+                    file.write(chunk)
+            if hasher.digest() != digest:
+                raise VerificationFailed("the object store returned bytes with another digest", field="sha256")
+            part.rename(path)
+            return size
+        except FileNotFoundError:
+            raise NotFound(f"no blob {digest.hex()}", field="sha256") from None
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"object store: {type(error).__name__}") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def store(self, chunks: AsyncIterator[bytes], digest: Hash32, *, max_bytes: int) -> int:
+        """Stream a blob in under the digest it must have; nothing lies there when it has another. Returns its size.
+
+        Raises:
+            TooLarge: more than `max_bytes`. VerificationFailed: another digest. Unavailable.
+        """
+        size = 0
+        hasher = hashlib.sha256()
+        with tempfile.NamedTemporaryFile(prefix="placet-upload-") as file:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > max_bytes:
+                    raise TooLarge(f"blob: more than {max_bytes} bytes", field="blob")
+                hasher.update(chunk)
+                file.write(chunk)
+            file.flush()
+            if hasher.digest() != digest:
+                raise VerificationFailed(f"the upload's sha-256 is {hasher.hexdigest()}, not what it was announced as", field="sha256")
+            try:
+                await obstore.put_async(self._store, _blob(digest), Path(file.name))
+            except (BaseError, OSError) as error:
+                raise Unavailable(f"object store: {type(error).__name__}") from None
+        return size
+
+    async def size_of(self, digest: Hash32) -> int | None:
+        """The size of a blob; None when it is not there. Raises Unavailable."""
+        try:
+            return int((await obstore.head_async(self._store, _blob(digest)))["size"])
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"object store: {type(error).__name__}") from None
 
     async def put_named(self, name: str, data: bytes) -> None:
         """Store under a name. Raises Unavailable."""

@@ -1,0 +1,1 @@
+"""Migrations of the inference service's database. They only expand."""
