@@ -6,7 +6,7 @@ or {"refused": …, "field": …}. It opens no file outside FOLDER and no socket
 The checks, in order: 1 the files an engine needs are there and no larger than their limits; 2 the ONNX file parses; 3 opsets and operators
 are known to the runtime (custom operators and local functions are not), subgraphs are nested no deeper than a bound; 4 external data stays
 inside the folder and inside its files; 5 ONNX's own checker, with shape inference; 6 no tensor of a known size exceeds a bound; 7 the
-runtime loads it within the limits; 8 the configuration of language and embedding models.
+runtime loads and runs it within the limits; 8 the configuration of language and embedding models.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def check(folder: Path, kind: str) -> Found:
     _check_by_onnx(path, folder)
     found.inputs = _specs(model.graph.input, {tensor.name for tensor in model.graph.initializer})
     found.outputs = _specs(model.graph.output, set())
-    _load(path)
+    _load(path, found.inputs, run=kind != "text")
     if kind == "text":
         found.contextLength = _context_length(folder)
     elif kind == "embedding":
@@ -209,7 +209,7 @@ def _check_by_onnx(path: Path, folder: Path) -> None:
         )
         inferred = onnx.load(str(folder / ".inferred.onnx"), load_external_data=False)
     except Exception as error:  # noqa: BLE001 - onnx raises several kinds
-        raise Refused(f"ONNX's checker: {str(error).strip().splitlines()[0][:300]}", path.name) from None
+        raise Refused(f"ONNX's checker: {_first_line(error)}", path.name) from None
     finally:
         inferred_path.unlink(missing_ok=True)
     for value in inferred.graph.value_info:
@@ -235,17 +235,39 @@ def _specs(values: Any, weights: set[str]) -> list[dict[str, Any]]:
     return out
 
 
-def _load(path: Path) -> None:
-    """Constant folding may need far more than the file: whoever cannot be loaded here is not loaded beside other people's models."""
+def _load(path: Path, inputs: list[dict[str, Any]], *, run: bool) -> None:
+    """Load it, and run it once on zeros, each free size 1: what needs more than the limits here is not run beside other people's models."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - the runtime raises several kinds
-        raise Refused(f"the runtime does not load it: {str(error).strip().splitlines()[0][:300]}", path.name) from None
+        raise Refused(f"the runtime does not load it: {_first_line(error)}", path.name) from None
+    if not run:
+        return
+    try:
+        session.run(None, {spec["name"]: _zeros(spec) for spec in inputs})
+    except Exception as error:  # noqa: BLE001
+        # Many models do not run on sizes of 1; only what it needed is judged.
+        if "alloc" in str(error).lower():
+            raise Refused(f"one run on zeros needs more memory than there is: {_first_line(error)}", path.name) from None
+
+
+def _zeros(spec: dict[str, Any]) -> Any:
+    import numpy as np
+
+    types = {"FP32": np.float32, "FP64": np.float64, "FP16": np.float16, "BOOL": np.bool_, "BYTES": np.object_, "BF16": np.uint16}
+    shape = [max(1, size) for size in spec["shape"]]
+    kind = types.get(spec["datatype"]) or getattr(np, spec["datatype"].lower())
+    return np.full(shape, "", dtype=kind) if kind is np.object_ else np.zeros(shape, dtype=kind)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _json(folder: Path, name: str) -> Any:
