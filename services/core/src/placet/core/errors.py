@@ -135,6 +135,14 @@ class WrongPolicy(InvalidInput):
     code = "wrong_policy"
 
 
+class ModeUnavailable(PlacetError):
+    """Nobody here answers in the mode, or under the conditions, that were asked for. Nothing weaker is delivered in its place."""
+
+    code = "mode_unavailable"
+    http_status = 503
+    grpc_status = "FAILED_PRECONDITION"
+
+
 class NoQuorum(PlacetError):
     """Too little stake agreed on one answer before the deadline. Neither allowed nor denied."""
 
@@ -194,6 +202,7 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     RateLimited,
     PolicyNotAdmitted,
     WrongPolicy,
+    ModeUnavailable,
     NoQuorum,
     DeadlineExceeded,
     Unavailable,

@@ -51,6 +51,7 @@ class Key(Enum):
     POLICY_ID = "policyId (32 bytes)"
     POLICY_ID_OPERATOR = "policyId ‖ operator (32 + 20 bytes)"
     OPERATOR = "operator (20 bytes)"
+    MODEL = "the model's digest (32 bytes)"
     ORIGINAL = "the original record's"
 
 
@@ -97,6 +98,7 @@ PROPOSALS = "placet.proposals.v1"
 RESPONSES = "placet.responses.v1"
 ATTESTATIONS = "placet.attestations.v1"
 SETTLEMENTS = "placet.settlements.v1"
+RECEIPTS = "placet.receipts.v1"
 POLICIES = "placet.policies.v1"
 ADMISSIONS = "placet.admissions.v1"
 OPERATORS = "placet.operators.v1"
@@ -151,6 +153,7 @@ _MAIN: tuple[Topic, ...] = (
         ("gateway", "settlement", "projection", "aggregator"),
     ),
     _delete(SETTLEMENTS, Key.REFERENCE, "SettlementEvent", 7, 64 * 1024, ("settlement",), ("gateway", "projection")),
+    _delete(RECEIPTS, Key.MODEL, "InferenceReceipt", 7, 64 * 1024, ("inference",), ("gateway", "settlement", "projection")),
     _compact(POLICIES, Key.POLICY_ID, "where the policy's artefacts lie", 64 * 1024, ("gateway", "controller"), _ALL),
     _compact(
         ADMISSIONS,

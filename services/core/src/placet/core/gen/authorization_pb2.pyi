@@ -19,6 +19,7 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KIND_ADMISSION: _ClassVar[Kind]
     KIND_SETTLEMENT_EVENT: _ClassVar[Kind]
     KIND_POLICY_ANNOUNCEMENT: _ClassVar[Kind]
+    KIND_INFERENCE_RECEIPT: _ClassVar[Kind]
 KIND_UNSPECIFIED: Kind
 KIND_TASK_BATCH: Kind
 KIND_OBSERVATION: Kind
@@ -29,6 +30,7 @@ KIND_GROUP_FAILURE: Kind
 KIND_ADMISSION: Kind
 KIND_SETTLEMENT_EVENT: Kind
 KIND_POLICY_ANNOUNCEMENT: Kind
+KIND_INFERENCE_RECEIPT: Kind
 
 class Envelope(_message.Message):
     __slots__ = ("kind", "chain_id", "batch_id", "proposal_digest", "sender", "payload", "signature")

@@ -45,24 +45,38 @@ class Tensor(_message.Message):
     data: bytes
     def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class PaymentRate(_message.Message):
+    __slots__ = ("request", "row", "million_prompt_tokens", "million_completion_tokens")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    MILLION_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MILLION_COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    row: str
+    million_prompt_tokens: str
+    million_completion_tokens: str
+    def __init__(self, request: _Optional[str] = ..., row: _Optional[str] = ..., million_prompt_tokens: _Optional[str] = ..., million_completion_tokens: _Optional[str] = ...) -> None: ...
+
 class PaymentTerms(_message.Message):
-    __slots__ = ("payer", "network", "asset", "payment_id", "amount", "max_amount")
+    __slots__ = ("payer", "network", "asset", "payment_id", "amount", "max_amount", "rate")
     PAYER_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     ASSET_FIELD_NUMBER: _ClassVar[int]
     PAYMENT_ID_FIELD_NUMBER: _ClassVar[int]
     AMOUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
     payer: bytes
     network: str
     asset: bytes
     payment_id: str
     amount: str
     max_amount: str
-    def __init__(self, payer: _Optional[bytes] = ..., network: _Optional[str] = ..., asset: _Optional[bytes] = ..., payment_id: _Optional[str] = ..., amount: _Optional[str] = ..., max_amount: _Optional[str] = ...) -> None: ...
+    rate: PaymentRate
+    def __init__(self, payer: _Optional[bytes] = ..., network: _Optional[str] = ..., asset: _Optional[bytes] = ..., payment_id: _Optional[str] = ..., amount: _Optional[str] = ..., max_amount: _Optional[str] = ..., rate: _Optional[_Union[PaymentRate, _Mapping]] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("receipt_id", "surface", "mode", "model_sha256", "model_name", "body", "tensors", "outputs", "client_nonce", "payment", "timeout_ms", "alone", "jurisdiction")
+    __slots__ = ("receipt_id", "surface", "mode", "model_sha256", "model_name", "body", "tensors", "outputs", "client_nonce", "payment", "timeout_ms", "alone", "jurisdiction", "tenant", "without_receipt")
     RECEIPT_ID_FIELD_NUMBER: _ClassVar[int]
     SURFACE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +90,8 @@ class RunRequest(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     ALONE_FIELD_NUMBER: _ClassVar[int]
     JURISDICTION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_RECEIPT_FIELD_NUMBER: _ClassVar[int]
     receipt_id: bytes
     surface: Surface
     mode: Mode
@@ -89,7 +105,9 @@ class RunRequest(_message.Message):
     timeout_ms: int
     alone: bool
     jurisdiction: str
-    def __init__(self, receipt_id: _Optional[bytes] = ..., surface: _Optional[_Union[Surface, str]] = ..., mode: _Optional[_Union[Mode, str]] = ..., model_sha256: _Optional[bytes] = ..., model_name: _Optional[str] = ..., body: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., client_nonce: _Optional[bytes] = ..., payment: _Optional[_Union[PaymentTerms, _Mapping]] = ..., timeout_ms: _Optional[int] = ..., alone: bool = ..., jurisdiction: _Optional[str] = ...) -> None: ...
+    tenant: str
+    without_receipt: bool
+    def __init__(self, receipt_id: _Optional[bytes] = ..., surface: _Optional[_Union[Surface, str]] = ..., mode: _Optional[_Union[Mode, str]] = ..., model_sha256: _Optional[bytes] = ..., model_name: _Optional[str] = ..., body: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., client_nonce: _Optional[bytes] = ..., payment: _Optional[_Union[PaymentTerms, _Mapping]] = ..., timeout_ms: _Optional[int] = ..., alone: bool = ..., jurisdiction: _Optional[str] = ..., tenant: _Optional[str] = ..., without_receipt: bool = ...) -> None: ...
 
 class QuoteResponse(_message.Message):
     __slots__ = ("prompt_tokens", "max_completion_tokens", "rows")
@@ -182,6 +200,14 @@ class LoadedModel(_message.Message):
     first_ms: float
     last_ms: float
     def __init__(self, model_sha256: _Optional[bytes] = ..., publisher: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., provider: _Optional[str] = ..., profile: _Optional[bytes] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., concurrency: _Optional[int] = ..., first_ms: _Optional[float] = ..., last_ms: _Optional[float] = ...) -> None: ...
+
+class InferenceReceipt(_message.Message):
+    __slots__ = ("receipt", "tenant")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    receipt: bytes
+    tenant: str
+    def __init__(self, receipt: _Optional[bytes] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()

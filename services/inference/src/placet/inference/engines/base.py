@@ -12,25 +12,25 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from placet.core.receipts import Finish
+from placet.core.tensors import DATATYPES, Tensor
 from placet.core.types import Hash32
 
-DATATYPES: Mapping[str, int] = {
-    "BOOL": 1,
-    "UINT8": 1,
-    "UINT16": 2,
-    "UINT32": 4,
-    "UINT64": 8,
-    "INT8": 1,
-    "INT16": 2,
-    "INT32": 4,
-    "INT64": 8,
-    "FP16": 2,
-    "BF16": 2,
-    "FP32": 4,
-    "FP64": 8,
-    "BYTES": 0,
-}
-"""Names of the Open Inference Protocol and bytes an element; BYTES elements have a 4-byte little-endian length before each."""
+__all__ = [
+    "DATATYPES",
+    "ChatMessage",
+    "EmbeddingEngine",
+    "EmbeddingResult",
+    "EngineInfo",
+    "Sampling",
+    "Tensor",
+    "TensorEngine",
+    "TensorResult",
+    "TensorSpec",
+    "TextEnd",
+    "TextEngine",
+    "TextPiece",
+    "TextPrompt",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,6 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """Values: dense, little-endian, row-major."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)

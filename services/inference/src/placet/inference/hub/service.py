@@ -200,6 +200,10 @@ class Hub:
         """Take a blob in. Raises TooLarge, VerificationFailed, Unavailable."""
         return await self._objects.store(chunks, digest, max_bytes=max_bytes)
 
+    async def has(self, digest: Hash32) -> bool:
+        """Whether a blob is there."""
+        return await self._objects.size_of(digest) is not None
+
 
 def _name(statement: Statement) -> str:
     return check_part(statement.body["name"], "name")

@@ -1,0 +1,36 @@
+"""The inference service's settings: `PLACET_*` environment variables and mounted files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from placet.core.settings import ServiceSettings
+
+
+class InferenceSettings(ServiceSettings):
+    """One replica."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535, description="the gRPC port; 0 picks a free one")
+    database: SecretStr = Field(description="the Model Hub's database, shared by replicas")
+    hub_id: str = Field(description="name of this hub, which publishers sign, for instance placet:8453")
+    bus_key_file: Path = Field(description="32-byte Ed25519 seed, hex; gateways and settlement must trust its public key")
+    receipt_key_file: Path = Field(description="32-byte Ed25519 seed, hex; signs receipts, registered in NodeRegistry")
+    node_address: str | None = Field(default=None, description="this node in NodeRegistry")
+    jurisdiction: str | None = Field(
+        default=None, pattern="^[A-Z]{2}$", description="ISO 3166-1 alpha-2: declared, not proven"
+    )
+    model_cache: Path = Field(default=Path("/var/cache/placet/models"), description="files of models, by digest")
+    max_loaded_bytes: int = Field(default=8 << 30, ge=1 << 20, description="files of all models in memory together")
+    max_blob_bytes: int = Field(default=4 << 30, ge=1 << 20, description="one uploaded file")
+    max_model_bytes: int = Field(default=8 << 30, ge=1 << 20, description="all files of one version")
+    check_memory_bytes: int = Field(default=8 << 30, ge=1 << 28, description="memory of the process that checks an upload")
+    check_cpu_s: int = Field(default=120, ge=1, le=3600, description="CPU seconds of the process that checks an upload")
+    preload: list[str] = Field(default_factory=list, description="references of models to load before this replica is ready")
+    longest_request_s: float = Field(default=600, gt=0, le=3600)
+    threads_per_model: int = Field(default=1, ge=1, le=64, description="threads of one run; requests run side by side")
+    runs_per_model: int = Field(default=2, ge=1, le=64, description="runs of one model at once")
+    max_waiting: int = Field(default=256, ge=1, description="requests that wait for one model; more are told to come back")
+    cuda: bool = Field(default=True, description="use the CUDA provider where it is present")

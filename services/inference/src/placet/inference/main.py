@@ -1,0 +1,129 @@
+"""Wiring of the inference service. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+from placet.core.admin import AdminServer
+from placet.core.db import connect, migrate, schema_problem
+from placet.core.errors import InvalidInput, NotFound, PlacetError, Unavailable
+from placet.core.models import STATEMENT_VALID_FOR_S, Kind, Manifest, parse_reference
+from placet.core.runtime import Resources, main_of, read_bus_key, version_of
+from placet.core.types import address_from
+from placet.inference.config import InferenceSettings
+from placet.inference.engines.embedding import load_embedding
+from placet.inference.engines.genai import load_genai
+from placet.inference.engines.onnx import load_onnx
+from placet.inference.hub.inspector import Inspector
+from placet.inference.hub.service import Hub
+from placet.inference.hub.store import HubStore
+from placet.inference.pool import Engine, ModelPool
+from placet.inference.runner import Node, Runner
+from placet.inference.server import HubServicer, InferenceServicer, make_server
+
+MIGRATIONS = "placet.inference.migrations"
+
+
+class Inference:
+    """The inference service, assembled."""
+
+    def __init__(self, settings: InferenceSettings, resources: Resources) -> None:
+        self._settings = settings
+        self._database = connect(settings.database.get_secret_value())
+        store = HubStore(self._database)
+        cache = settings.model_cache
+        self._pool = ModelPool(objects=resources.objects, cache=cache, load=self._load, max_bytes=settings.max_loaded_bytes)
+        node = Node(
+            address=None if settings.node_address is None else address_from(settings.node_address, field="node_address"),
+            signer=read_bus_key(settings.receipt_key_file),
+            bus_signer=read_bus_key(settings.bus_key_file),
+            jurisdiction=settings.jurisdiction,
+        )
+        self.runner = Runner(node=node, pool=self._pool, store=store, bus=resources.bus, longest_s=settings.longest_request_s)
+        inspector = Inspector(
+            resources.objects,
+            cache / "checks",
+            max_model_bytes=settings.max_model_bytes,
+            memory_bytes=settings.check_memory_bytes,
+            cpu_s=settings.check_cpu_s,
+        )
+        self.hub = Hub(hub_id=settings.hub_id, store=store, objects=resources.objects, inspector=inspector)
+        self._draining = False
+        self._server = make_server(
+            InferenceServicer(self.runner, version=version_of("inference"), is_draining=lambda: self._draining),
+            HubServicer(self.hub, max_blob_bytes=settings.max_blob_bytes),
+        )
+        self.port = 0
+        self._warm = False
+
+    async def _load(self, manifest: Manifest, folder: Path) -> Engine:
+        settings = self._settings
+        options = {"max_waiting": settings.max_waiting, "cuda": settings.cuda}
+        match manifest.kind:
+            case Kind.TENSORS:
+                return await load_onnx(folder / "model.onnx", threads=settings.threads_per_model, runs=settings.runs_per_model, **options)
+            case Kind.EMBEDDING:
+                return await load_embedding(folder, threads=settings.threads_per_model, runs=settings.runs_per_model, **options)
+            case Kind.TEXT:
+                return await load_genai(folder, **options)
+            case _:
+                raise InvalidInput(f"kind: {manifest.kind.value} is not run here", field="kind")
+
+    async def start(self) -> None:
+        await migrate(self._database, MIGRATIONS)
+        self.port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
+        if not self.port:
+            raise Unavailable(f"port {self._settings.port} is taken")
+        await self._server.start()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._preload())
+            group.create_task(self._keep_house())
+
+    async def _preload(self) -> None:
+        """Load what must be warm before this replica is ready; one that is not published yet is tried again."""
+        for reference in self._settings.preload:
+            while True:
+                try:
+                    row = await self.hub.store.resolve(parse_reference(reference, "preload"))
+                    await self._pool.give(await self._pool.take(row))
+                    break
+                except (NotFound, Unavailable):
+                    await asyncio.sleep(1.0)
+        self._warm = True
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(60)
+            with contextlib.suppress(PlacetError):
+                await self.hub.store.forget_statements(int(time.time()) - 2 * STATEMENT_VALID_FOR_S)
+
+    async def drain(self) -> None:
+        self._draining = True
+        await self._server.stop(self._settings.drain_s - 2)
+        await self.runner.drain()
+
+    async def stop(self) -> None:
+        await self._server.stop(0)
+        await self._pool.close()
+        await self._database.dispose()
+
+    def checks(self, admin: AdminServer) -> None:
+        async def warm() -> str | None:
+            return None if self._warm else "loading models"
+
+        admin.ready("schema", lambda: schema_problem(self._database, MIGRATIONS))
+        admin.ready("models", warm)
+
+
+def main() -> None:
+    """`placet-inference`."""
+    main_of("inference", InferenceSettings, Inference)
+
+
+if __name__ == "__main__":
+    main()
