@@ -21,6 +21,10 @@ def body(**changes: Any) -> bytes:
     return orjson.dumps({"inputs": [{key: value for key, value in item.items() if value is not None}]})
 
 
+def wanting(*outputs: dict[str, Any]) -> bytes:
+    return orjson.dumps({**orjson.loads(body()), "outputs": list(outputs)})
+
+
 def test_json_and_binary_data_mean_the_same_bytes() -> None:
     plain = decode_request(body())
     head = body(data=None, parameters={"binary_data_size": 8})
@@ -71,11 +75,8 @@ WRONG: list[tuple[bytes, str]] = [
     (body(datatype="BYTES", data=[1, 2]), "inputs/0/data"),
     (body(parameters={"priority": 1}), "inputs/0/parameters"),
     (body(parameters={"binary_data_size": 8}), "inputs/0/parameters/binary_data_size"),
-    (orjson.dumps({"inputs": [orjson.loads(body())["inputs"][0]], "outputs": [{"name": "y"}, {"name": "y"}]}), "outputs"),
-    (
-        orjson.dumps({"inputs": [orjson.loads(body())["inputs"][0]], "outputs": [{"name": "y", "parameters": {"classification": 3}}]}),
-        "outputs/0/parameters",
-    ),
+    (wanting({"name": "y"}, {"name": "y"}), "outputs"),
+    (wanting({"name": "y", "parameters": {"classification": 3}}), "outputs/0/parameters"),
 ]
 
 
@@ -104,9 +105,7 @@ def test_bytes_elements_have_their_lengths() -> None:
 
 
 def test_answers_are_written_as_they_were_asked_for() -> None:
-    request = decode_request(
-        orjson.dumps({**orjson.loads(body()), "outputs": [{"name": "y"}, {"name": "z", "parameters": {"binary_data": True}}]})
-    )
+    request = decode_request(wanting({"name": "y"}, {"name": "z", "parameters": {"binary_data": True}}))
     assert request.wanted == (WantedOutput("y", False), WantedOutput("z", True))
     y, z = Tensor("y", "FP32", (1,), struct.pack("<f", 2)), Tensor("z", "INT64", (1,), struct.pack("<q", 3))
     raw, json_bytes = encode_response({"model_name": "m"}, [y, z], request, max_bytes=1000)
