@@ -79,6 +79,14 @@ class Forbidden(PlacetError):
     grpc_status = "PERMISSION_DENIED"
 
 
+class PaymentRequired(PlacetError):
+    """The model has a price, and nobody has paid it. Nothing was run."""
+
+    code = "payment_required"
+    http_status = 402
+    grpc_status = "FAILED_PRECONDITION"
+
+
 class NotFound(PlacetError):
     """No such thing, or it belongs to another tenant."""
 
@@ -195,6 +203,7 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     TooLarge,
     Unauthenticated,
     Forbidden,
+    PaymentRequired,
     NotFound,
     MethodNotAllowed,
     IdempotencyConflict,

@@ -8,7 +8,6 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
 from eth_abi import abi
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,11 +19,12 @@ from starlette.routing import Route
 from placet.core import calls
 from placet.core.bus import BusError
 from placet.core.db import DATABASE_ERRORS
-from placet.core.errors import Internal, InvalidInput, MethodNotAllowed, NotFound, PlacetError, TooLarge, Unavailable
+from placet.core.errors import Internal, InvalidInput, MethodNotAllowed, NotFound, PlacetError, Unavailable
 from placet.core.evm.reader import ChainReader
 from placet.core.evm.rpc import RpcError
 from placet.core.types import UINT64_MAX, UINT256_MAX, address_from, hash_from, hex0x
 from placet.gateway import requests as parsing
+from placet.gateway.http import bounded_body, problem, reply
 from placet.gateway.insight import Insight
 from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator
@@ -38,35 +38,6 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,3})(?:$|[,;\s])")
 MAX_IDEMPOTENCY_KEY = 255
-
-
-def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response."""
-    try:
-        body = orjson.dumps(content)
-    except orjson.JSONEncodeError:  # a policy's parameters may hold integers of any size
-        body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(body, status, media_type="application/json", headers=headers)
-
-
-def problem(error: PlacetError) -> Response:
-    """An RFC 9457 problem document."""
-    note_outcome(error.code)
-    headers = {"retry-after": "1"} if error.http_status in (429, 503) else None
-    return Response(orjson.dumps(error.problem()), error.http_status, media_type="application/problem+json", headers=headers)
-
-
-async def bounded_body(request: Request) -> bytes:
-    """The request's body, refused as soon as it exceeds the limit."""
-    announced = request.headers.get("content-length")
-    if announced is not None and (not announced.isdigit() or int(announced) > parsing.MAX_BODY_BYTES):
-        raise TooLarge(f"body: at most {parsing.MAX_BODY_BYTES} bytes", field="body")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > parsing.MAX_BODY_BYTES:
-            raise TooLarge(f"body: at most {parsing.MAX_BODY_BYTES} bytes", field="body")
-    return bytes(body)
 
 
 class Api:
@@ -92,23 +63,25 @@ class Api:
     def app(self, extra: list[Route] | None = None) -> Starlette:
         """The ASGI application."""
         routes = [
-            Route("/api/v1/intents/prepare", self._guard(self.prepare), methods=["POST"]),
-            Route("/api/v1/intents", self._guard(self.submit), methods=["POST"]),
-            Route("/api/v1/tasks/{task_id}", self._guard(self.task), methods=["GET"]),
-            Route("/api/v1/attestations/{task_id}", self._guard(self.attestation), methods=["GET"]),
-            Route("/api/v1/simulate", self._guard(self.simulate), methods=["POST"]),
-            Route("/api/v1/evidence/{digest}", self._guard(self.evidence), methods=["GET"]),
+            Route("/api/v1/intents/prepare", self.guard(self.prepare), methods=["POST"]),
+            Route("/api/v1/intents", self.guard(self.submit), methods=["POST"]),
+            Route("/api/v1/tasks/{task_id}", self.guard(self.task), methods=["GET"]),
+            Route("/api/v1/attestations/{task_id}", self.guard(self.attestation), methods=["GET"]),
+            Route("/api/v1/simulate", self.guard(self.simulate), methods=["POST"]),
+            Route("/api/v1/evidence/{digest}", self.guard(self.evidence), methods=["GET"]),
             Route("/api/v1/openapi.json", self.openapi, methods=["GET"]),
-            Route("/api/v1/policies", self._guard(self.policies), methods=["GET"]),
-            Route("/api/v1/policies", self._guard(self.announce), methods=["POST"]),
-            Route("/api/v1/policies/{policy_id}", self._guard(self.policy), methods=["GET"]),
-            Route("/api/v1/operators", self._guard(self.operators), methods=["GET"]),
+            Route("/api/v1/policies", self.guard(self.policies), methods=["GET"]),
+            Route("/api/v1/policies", self.guard(self.announce), methods=["POST"]),
+            Route("/api/v1/policies/{policy_id}", self.guard(self.policy), methods=["GET"]),
+            Route("/api/v1/operators", self.guard(self.operators), methods=["GET"]),
             *(extra or []),
         ]
         handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _unexpected}
         return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestSpans, routes=routes)])
 
-    def _guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]]) -> Handler:
+    def guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]]) -> Handler:
+        """A handler that knows its caller, and whose errors are problem documents."""
+
         async def guarded(request: Request) -> Response:
             try:
                 key = await self._auth.authenticate(request.headers.get("authorization"))

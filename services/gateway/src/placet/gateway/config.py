@@ -26,5 +26,6 @@ class GatewaySettings(ServiceSettings):
     keep_tasks_days: int = Field(default=30, ge=1, description="how long answers, and the Idempotency-Keys they were asked with, are kept")
     max_waiting: int = Field(default=10_000, ge=1, description="tasks in hand; a tenant gets a place while it has fewer than are left")
     simulation_workers: int = Field(default=1, ge=1, le=16)
+    inference: list[str] = Field(default_factory=list, description="host:port of inference replicas; a name may mean several")
     allow_private_hosts: list[str] = Field(default_factory=list, description="host:port here that simulated components may fetch")
     compiled_cache: Path | None = None

@@ -9,14 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
+from starlette.routing import Route
 
 from placet.core.admin import AdminServer
 from placet.core.db import connect, migrate, schema_problem
-from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys
+from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys, version_of
 from placet.gateway.api import Api
 from placet.gateway.batcher import Batcher
 from placet.gateway.config import GatewaySettings
 from placet.gateway.evidence import EvidenceClient
+from placet.gateway.inference.models_api import ModelsApi
+from placet.gateway.inference.openai_api import OpenAiApi
+from placet.gateway.inference.replicas import Replicas
+from placet.gateway.inference.service import InferenceService
+from placet.gateway.inference.v2_api import V2Api
 from placet.gateway.insight import Insight
 from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator
@@ -88,13 +94,22 @@ class Gateway:
             chains=resources.chains,
             answer_within_s=settings.answer_within_s,
         )
+        self._replicas = Replicas(settings.inference)
+        self._routes: list[Route] = []
+        if settings.inference:
+            inference = InferenceService(self._replicas)
+            self._routes = [
+                *OpenAiApi(inference, authenticator).routes(),
+                *V2Api(inference, authenticator, version_of("gateway")).routes(),
+                *ModelsApi(inference).routes(self._api.guard),
+            ]
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
-        await asyncio.gather(self.policies.start(), self._results.start(self._batcher.send), self._insight.start())
+        await asyncio.gather(self.policies.start(), self._results.start(self._batcher.send), self._insight.start(), self._replicas.start())
         # The protocol is named: asyncio sets TCP_NODELAY only then, and without it every answer waits 40 ms for an acknowledgement.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -103,7 +118,7 @@ class Gateway:
         listener.setblocking(False)
         self.port = int(listener.getsockname()[1])
         config = uvicorn.Config(
-            self._api.app(),
+            self._api.app(self._routes),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -134,6 +149,7 @@ class Gateway:
             self._server.force_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
         await self._insight.close()
+        await self._replicas.stop()
         await self._results.stop()
         await self.policies.stop()
         await self._database.dispose()

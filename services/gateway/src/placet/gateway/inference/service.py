@@ -1,0 +1,223 @@
+"""A request's way through the gateway: the model it means, the replica that answers, and the answer's events. No HTTP here."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import orjson
+
+from placet.core.errors import NotFound, PaymentRequired, PlacetError, RateLimited, Unavailable
+from placet.core.gen import hub_pb2 as hub_pb
+from placet.core.gen import inference_pb2 as pb
+from placet.core.models import Manifest, Prices, Reference, decode_manifest, parse_reference, prices_of
+from placet.core.receipts import Mode
+from placet.core.rpc_errors import from_rpc
+from placet.core.tensors import Tensor
+from placet.core.types import Hash32
+from placet.gateway.inference.replicas import Replica, Replicas
+from placet.gateway.inference.routing import Choice, Wants, choose
+
+log = logging.getLogger(__name__)
+
+_RESOLVED_S = 1.0
+_RESOLVED = 1024
+_TRIES = 3
+_MODES = {Mode.VANILLA: pb.MODE_VANILLA, Mode.TEE: pb.MODE_TEE, Mode.ZKML: pb.MODE_ZKML, Mode.AUDITED: pb.MODE_AUDITED}
+_MODE_OF = {number: mode for mode, number in _MODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference means now."""
+
+    manifest: Manifest
+    sha256: Hash32
+    prices: Prices | None
+    deprecated: str
+
+    @property
+    def name(self) -> str:
+        """publisher/name@version."""
+        return f"{self.manifest.publisher}/{self.manifest.name}@{self.manifest.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    jurisdiction: str
+    modes: frozenset[Mode]
+    is_loaded: bool
+    busy: float
+    first_ms: float
+    last_ms: float
+
+
+@dataclass(slots=True)
+class Opened:
+    """An answer that has begun. `events` must be closed; its first event was received already."""
+
+    receipt_id: Hash32
+    resolved: Resolved
+    why: str
+    jurisdiction: str
+    provider: str
+    events: AsyncIterator[pb.RunResponse]
+
+    def routing(self) -> dict[str, Any]:
+        """What was chosen and why, for the answer."""
+        said: dict[str, Any] = {"model": self.resolved.name, "provider": self.provider, "why": self.why}
+        if self.jurisdiction:
+            said["jurisdiction"] = {"declared": self.jurisdiction}
+        if self.resolved.deprecated:
+            said["deprecated"] = self.resolved.deprecated
+        return said
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as a public form gives it."""
+
+    surface: int
+    model: str
+    body: bytes
+    wants: Wants
+    stream: bool
+    tenant: str
+    tensors: Sequence[Tensor] = ()
+    outputs: Sequence[str] = ()
+    without_receipt: bool = False
+    timeout_ms: int = 0
+
+
+class InferenceService:
+    """Inference, as the gateway offers it."""
+
+    def __init__(self, replicas: Replicas, clock: Callable[[], float] = time.monotonic) -> None:
+        self.replicas = replicas
+        self._clock = clock
+        self._resolved: OrderedDict[str, tuple[float, Resolved]] = OrderedDict()
+
+    async def hub(self, method: str, request: Any, *, timeout_s: float = 10.0) -> Any:
+        """Ask the Model Hub. Raises PlacetError."""
+        replica = self.replicas.any()
+        try:
+            return await getattr(replica.hub, method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+
+    async def resolve(self, reference: Reference) -> Resolved:
+        """What a reference means (at most a second ago). Raises NotFound, Unavailable."""
+        key, now = str(reference), self._clock()
+        cached = self._resolved.get(key)
+        if cached is None or now - cached[0] > _RESOLVED_S:
+            answer: hub_pb.ResolveResponse = await self.hub("Resolve", hub_pb.ResolveRequest(reference=key))
+            manifest = decode_manifest(answer.version.manifest)
+            prices = prices_of(orjson.loads(answer.prices)) if answer.prices else None
+            cached = (now, Resolved(manifest, Hash32(answer.version.sha256), prices, answer.version.deprecated))
+            self._resolved[key] = cached
+            while len(self._resolved) > _RESOLVED:
+                self._resolved.popitem(last=False)
+        return cached[1]
+
+    async def open(self, call: Call) -> Opened:
+        """Begin an answer: by the model that was named, or the first of its fallbacks that answers.
+
+        Nothing was delivered before this returns, so another replica or model may be tried; afterwards none is.
+
+        Raises:
+            PlacetError: the last one's.
+        """
+        failure: PlacetError | None = None
+        for reference in (parse_reference(call.model), *call.wants.fallbacks):
+            try:
+                resolved = await self.resolve(reference)
+                if resolved.prices is not None:
+                    raise PaymentRequired(f"{resolved.name} has a price, and payment is not taken here", field="model")
+                return await self._open(call, resolved)
+            except (NotFound, Unavailable, RateLimited) as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    async def _open(self, call: Call, resolved: Resolved) -> Opened:
+        living = self.replicas.living()
+        choices = choose([_candidate(replica, resolved.sha256) for replica in living], call.wants, stream=call.stream)
+        failure: PlacetError | None = None
+        for choice in choices[:_TRIES]:
+            try:
+                return await self._begin(call, resolved, living[choice.index], choice)
+            except (Unavailable, RateLimited) as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    async def _begin(self, call: Call, resolved: Resolved, replica: Replica, choice: Choice) -> Opened:
+        receipt_id = Hash32(secrets.token_bytes(32))
+        request = pb.RunRequest(
+            receipt_id=receipt_id,
+            surface=call.surface,  # type: ignore[arg-type]
+            mode=_MODES[call.wants.mode],
+            model_sha256=resolved.sha256,
+            model_name=call.model,
+            body=call.body,
+            tensors=[pb.Tensor(name=t.name, datatype=t.datatype, shape=t.shape, data=bytes(t.data)) for t in call.tensors],
+            outputs=call.outputs,
+            client_nonce=call.wants.nonce or b"",
+            timeout_ms=call.timeout_ms,
+            jurisdiction=call.wants.jurisdiction or "",
+            tenant=call.tenant,
+            without_receipt=call.without_receipt,
+        )
+        events = _events(replica, request)
+        try:
+            first = await anext(events)
+        except StopAsyncIteration:
+            raise Unavailable("the inference service gave no answer") from None
+        loaded = replica.models.get(resolved.sha256)
+        return Opened(
+            receipt_id=receipt_id,
+            resolved=resolved,
+            why=choice.why,
+            jurisdiction=replica.said.jurisdiction if replica.said is not None else "",
+            provider=loaded.provider if loaded is not None else "",
+            events=_with_first(first, events),
+        )
+
+
+def _candidate(replica: Replica, sha256: Hash32) -> _Candidate:
+    assert replica.said is not None
+    loaded = replica.models.get(sha256)
+    if loaded is None:
+        return _Candidate(replica.said.jurisdiction, frozenset({Mode.VANILLA}), False, float(replica.sent), 0.0, 0.0)
+    modes = frozenset(_MODE_OF[mode] for mode in loaded.modes if mode in _MODE_OF)
+    busy = max(loaded.running + loaded.waiting, replica.sent) / max(1, loaded.concurrency)
+    return _Candidate(replica.said.jurisdiction, modes, loaded.state == "ready", busy, loaded.first_ms, loaded.last_ms)
+
+
+async def _events(replica: Replica, request: pb.RunRequest) -> AsyncIterator[pb.RunResponse]:
+    """A call's events. Closing it cancels the call, and the replica stops."""
+    replica.sent += 1
+    call = replica.inference.Run(request)
+    try:
+        async for event in call:
+            yield event
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc(error) from None
+    finally:
+        replica.sent -= 1
+        call.cancel()
+
+
+async def _with_first(first: pb.RunResponse, rest: AsyncIterator[pb.RunResponse]) -> AsyncIterator[pb.RunResponse]:
+    try:
+        yield first
+        async for event in rest:
+            yield event
+    finally:
+        await rest.aclose()  # type: ignore[attr-defined]
