@@ -13,3 +13,8 @@ async def until(condition: Callable[[], object], what: str = "the condition hold
     while not condition():
         assert time.monotonic() < ends, f"not within {within_s:.0f} s: {what}"
         await asyncio.sleep(0.01)
+
+
+def within(seconds: float = 20.0) -> float:
+    """A deadline in the running loop's time."""
+    return asyncio.get_running_loop().time() + seconds

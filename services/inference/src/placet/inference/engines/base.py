@@ -78,6 +78,13 @@ class TensorEngine(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def check(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> int:
+        """The request's rows, when it fits the model: the first dimension where every input has a free one, otherwise 1. Nothing runs.
+
+        Raises:
+            InvalidInput: as `infer`.
+        """
+
     async def infer(self, inputs: Sequence[Tensor], outputs: Sequence[str], *, deadline: float, alone: bool = False) -> TensorResult:
         """Run. `outputs` empty: all. `deadline` in the loop's time. Cancelling gives the place back; what runs already runs on, unheard.
 
@@ -156,8 +163,11 @@ class TextEngine(Protocol):
     async def plain_prompt(self, text: str) -> TextPrompt:
         """Tokens of a text."""
 
-    def generate(self, prompt: TextPrompt, sampling: Sampling, *, deadline: float) -> AsyncIterator[TextPiece | TextEnd]:
-        """Generate. Closing the iterator stops the work within one token.
+    def generate(
+        self, prompt: TextPrompt, sampling: Sampling, *, deadline: float, alone: bool = False
+    ) -> AsyncIterator[TextPiece | TextEnd]:
+        """Generate. Closing the iterator stops the work within one token. `alone`: share no batch, so that a greedy or seeded answer is a
+        function of prompt, sampling and execution profile.
 
         Raises (from the iterator):
             InvalidInput: prompt and max_tokens exceed the context; a parameter the engine does not honour, by name.
