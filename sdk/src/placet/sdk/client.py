@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 import orjson
 
-from placet.core.errors import ALL_ERRORS, Internal, PlacetError, Unavailable
+from placet.core.errors import ALL_ERRORS, Internal, NotFound, PlacetError, Unavailable
 
+_LONG_S = 3600.0
+"""Uploads, and checks of what was uploaded."""
 _BY_CODE: dict[str, type[PlacetError]] = {kind.code: kind for kind in ALL_ERRORS}
 
 
@@ -37,21 +40,36 @@ class Client:
             PlacetError: the gateway's problem, as the class its code names; `extra` holds its further members.
             Unavailable: the gateway does not answer.
         """
+        data = None if body is None else orjson.dumps(body)
+        status, content = await self._send(method, path, data, headers)
+        return status, _json(content, status)
+
+    async def raw(self, method: str, path: str, body: Any) -> bytes:
+        """The very bytes of an answer. Raises as `request`."""
+        return (await self._send(method, path, orjson.dumps(body), None, timeout_s=_LONG_S))[1]
+
+    async def upload(self, path: str, chunks: AsyncIterable[bytes]) -> Any:
+        """PUT a stream of bytes; the answer's JSON. Raises as `request`."""
+        headers = {"content-type": "application/octet-stream"}
+        status, content = await self._send("PUT", path, chunks, headers, timeout_s=_LONG_S)
+        return _json(content, status)
+
+    async def _send(
+        self, method: str, path: str, data: Any, headers: dict[str, str] | None, *, timeout_s: float | None = None
+    ) -> tuple[int, bytes]:
         assert self._session is not None, "use `async with Client(…)`"
+        timeout = self._timeout if timeout_s is None else aiohttp.ClientTimeout(total=timeout_s)
         try:
-            data = None if body is None else orjson.dumps(body)
-            async with self._session.request(method, self._url + path, data=data, headers=headers) as answer:
+            async with self._session.request(method, self._url + path, data=data, headers=headers, timeout=timeout) as answer:
                 content = await answer.read()
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"the gateway does not answer ({type(error).__name__})") from None
-        try:
-            document = orjson.loads(content) if content else None
-        except ValueError:
-            raise Internal(f"the gateway answered {status} without JSON") from None
+        if status == 404 and not content:
+            raise NotFound("no such thing")
         if status >= 400:
-            raise problem_error(document, status)
-        return status, document
+            raise problem_error(_json(content, status), status)
+        return status, content
 
     async def prepare(self, policy_client: str, call: dict[str, Any], *, chain_id: int | None = None) -> dict[str, Any]:
         """`POST /api/v1/intents/prepare`: typed data, nonce, deadline."""
@@ -104,6 +122,13 @@ class Client:
         """`GET /api/v1/operators`."""
         answer: dict[str, Any] = (await self.request("GET", "/api/v1/operators"))[1]
         return answer
+
+
+def _json(content: bytes, status: int) -> Any:
+    try:
+        return orjson.loads(content) if content else None
+    except ValueError:
+        raise Internal(f"the gateway answered {status} without JSON") from None
 
 
 def problem_error(document: Any, status: int) -> PlacetError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -62,6 +63,8 @@ class LocalOptions:
 
     folder: Path
     operators: int = 4
+    inference: int = 0
+    """Replicas of the inference service; needs the extra `ai`."""
     separate: bool = False
     postgres: bool = False
     otlp_endpoint: str | None = None
@@ -73,6 +76,7 @@ class LocalOptions:
     compiled_cache: Path | None = None
     span_exporter: SpanExporter | None = None
     operator_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
+    inference_overrides: dict[str, Any] = field(default_factory=dict)
     hooks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
     """Service name -> what is done to the built service before it starts (tests make operators lie with it); in-process only."""
 
@@ -128,6 +132,9 @@ class LocalNetwork:
         self._aggregator_seed = secrets.token_bytes(32)
         self._settlement_seed = secrets.token_bytes(32)
         self._sender_seed = secrets.token_bytes(32)
+        self._inference_seed = secrets.token_bytes(32)
+        self._inference_ports: list[int] = []
+        self.inference_addresses: list[str] = []
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -278,7 +285,20 @@ class LocalNetwork:
                 "observe_for_ms": self.options.observe_for_ms,
                 "allow_private_hosts": list(self.options.allow_private_hosts),
                 "evidence_urls": [url for name, url in self.admin_urls.items() if name.startswith("operator-")],
+                "inference": self.inference_addresses,
                 **self._cache(),
+            }
+        if name.startswith("inference-"):
+            return {
+                **self._common(),
+                "port": 0 if not self.options.separate else int(self._inference_ports[int(name.removeprefix("inference-"))]),
+                "database": self._database("inference"),
+                "hub_id": f"placet:{self.options.chain_id}",
+                "bus_key_file": str(keys / "inference.key"),
+                "receipt_key_file": str(keys / f"{name}.key"),
+                "model_cache": str((self.folder / "models").resolve()),
+                "cuda": False,
+                **self.options.inference_overrides,
             }
         if name == "aggregator":
             return {
@@ -314,7 +334,11 @@ class LocalNetwork:
 
     def service_names(self) -> list[str]:
         """Services in the order they start."""
-        return ["aggregator", "settlement", *(f"operator-{index}" for index in range(self.options.operators)), "gateway"]
+        operators = (f"operator-{index}" for index in range(self.options.operators))
+        return ["aggregator", "settlement", *operators, *self._inference_names(), "gateway"]
+
+    def _inference_names(self) -> list[str]:
+        return [f"inference-{index}" for index in range(self.options.inference)]
 
     async def _start_services(self) -> None:
         seeds = {
@@ -322,11 +346,15 @@ class LocalNetwork:
             "aggregator": self._aggregator_seed,
             "settlement": self._settlement_seed,
             "sender": self._sender_seed,
+            "inference": self._inference_seed,
+            **{name: secrets.token_bytes(32) for name in self._inference_names()},
         }
         await asyncio.to_thread(_write_seeds, self.folder / "keys", seeds)
         sender = LocalTransactionSigner(self.folder / "keys" / "sender.key").address
         await self.rpc.call("anvil_setBalance", [hex0x(sender), hex(1000 * 10**18)])
         if self.options.separate:
+            self._inference_ports = free_ports(self.options.inference)
+            self.inference_addresses = [f"127.0.0.1:{port}" for port in self._inference_ports]
             for name, port in zip(self.service_names(), free_ports(len(self.service_names())), strict=True):
                 self.admin_urls[name] = f"http://127.0.0.1:{port}"
             for name in self.service_names():
@@ -362,6 +390,8 @@ class LocalNetwork:
         self._running.append(_Running(name, service, resources, task, admin))
         if kind == "gateway":
             self.gateway_url = f"http://127.0.0.1:{service.port}"  # type: ignore[attr-defined]
+        elif kind == "inference":
+            self.inference_addresses.append(f"127.0.0.1:{service.port}")  # type: ignore[attr-defined]
 
     def inside(self, name: str) -> Any:
         """A service running in this process (for tests)."""
@@ -468,12 +498,18 @@ def _kinds() -> dict[str, tuple[type[Any], Callable[[Any, Resources], Any]]]:
     from placet.settlement.config import SettlementSettings
     from placet.settlement.main import Settlement
 
-    return {
+    kinds: dict[str, tuple[type[Any], Callable[[Any, Resources], Any]]] = {
         "operator": (OperatorSettings, Operator),
         "aggregator": (AggregatorSettings, Aggregator),
         "gateway": (GatewaySettings, Gateway),
         "settlement": (SettlementSettings, Settlement),
     }
+    if importlib.util.find_spec("onnxruntime") is not None:
+        from placet.inference.config import InferenceSettings
+        from placet.inference.main import Inference
+
+        kinds["inference"] = (InferenceSettings, Inference)
+    return kinds
 
 
 def _nothing(_: Any) -> None:

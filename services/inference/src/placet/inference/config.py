@@ -19,9 +19,7 @@ class InferenceSettings(ServiceSettings):
     bus_key_file: Path = Field(description="32-byte Ed25519 seed, hex; gateways and settlement must trust its public key")
     receipt_key_file: Path = Field(description="32-byte Ed25519 seed, hex; signs receipts, registered in NodeRegistry")
     node_address: str | None = Field(default=None, description="this node in NodeRegistry")
-    jurisdiction: str | None = Field(
-        default=None, pattern="^[A-Z]{2}$", description="ISO 3166-1 alpha-2: declared, not proven"
-    )
+    jurisdiction: str | None = Field(default=None, pattern="^[A-Z]{2}$", description="ISO 3166-1 alpha-2: declared, not proven")
     model_cache: Path = Field(default=Path("/var/cache/placet/models"), description="files of models, by digest")
     max_loaded_bytes: int = Field(default=8 << 30, ge=1 << 20, description="files of all models in memory together")
     max_blob_bytes: int = Field(default=4 << 30, ge=1 << 20, description="one uploaded file")

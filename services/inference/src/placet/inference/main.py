@@ -14,9 +14,8 @@ from placet.core.models import STATEMENT_VALID_FOR_S, Kind, Manifest, parse_refe
 from placet.core.runtime import Resources, main_of, read_bus_key, version_of
 from placet.core.types import address_from
 from placet.inference.config import InferenceSettings
-from placet.inference.engines.embedding import load_embedding
-from placet.inference.engines.genai import load_genai
 from placet.inference.engines.onnx import load_onnx
+from placet.inference.engines.profile import CPU
 from placet.inference.hub.inspector import Inspector
 from placet.inference.hub.service import Hub
 from placet.inference.hub.store import HubStore
@@ -61,16 +60,17 @@ class Inference:
 
     async def _load(self, manifest: Manifest, folder: Path) -> Engine:
         settings = self._settings
-        options = {"max_waiting": settings.max_waiting, "cuda": settings.cuda}
-        match manifest.kind:
-            case Kind.TENSORS:
-                return await load_onnx(folder / "model.onnx", threads=settings.threads_per_model, runs=settings.runs_per_model, **options)
-            case Kind.EMBEDDING:
-                return await load_embedding(folder, threads=settings.threads_per_model, runs=settings.runs_per_model, **options)
-            case Kind.TEXT:
-                return await load_genai(folder, **options)
-            case _:
-                raise InvalidInput(f"kind: {manifest.kind.value} is not run here", field="kind")
+        providers = None if settings.cuda else [CPU]
+        if manifest.kind is Kind.TENSORS:
+            return await asyncio.to_thread(
+                load_onnx,
+                folder / "model.onnx",
+                providers=providers,
+                threads=settings.threads_per_model,
+                concurrency=settings.runs_per_model,
+                max_waiting=settings.max_waiting,
+            )
+        raise InvalidInput(f"kind: {manifest.kind.value} is not run here", field="kind")
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)

@@ -24,7 +24,7 @@ from placet.inference.hub.store import VersionRow
 log = logging.getLogger(__name__)
 
 Engine = TensorEngine | TextEngine | EmbeddingEngine
-_LOADED = metrics.gauge("placet_inference_models_loaded", "Model versions in memory.", [])
+_LOADED = metrics.gauge("placet_inference_loaded_bytes", "Files of the models in memory.", [])
 _LOADS = metrics.counter("placet_inference_model_loads_total", "Loads of a model version, by outcome.", ["outcome"])
 _RETRY_S = 10.0
 """How long a version that could not be loaded is refused without trying again."""
@@ -157,7 +157,7 @@ class ModelPool:
             raise Unavailable(f"the model could not be loaded ({type(error).__name__})") from None
         loaded = Loaded(row, engine, folder, size, used_at=self._clock())
         self._loaded[row.sha256] = loaded
-        _LOADED.set(len(self._loaded))
+        _LOADED.set(sum(item.size for item in self._loaded.values()))
         return loaded
 
     async def _make_room(self, size: int) -> None:
@@ -169,7 +169,7 @@ class ModelPool:
                     await self._freed.wait()
                     continue
                 del self._loaded[idle.row.sha256]
-                _LOADED.set(len(self._loaded))
+                _LOADED.set(sum(item.size for item in self._loaded.values()))
                 await idle.engine.close()
 
     async def close(self) -> None:

@@ -1,0 +1,136 @@
+"""Open Inference V2 with the client its users have, unchanged; the receipt checked against what was sent and what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import orjson
+import pytest
+import tritonclient.http as triton
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from tritonclient.utils import InferenceServerException
+
+from placet.core import receipts
+from placet.core.errors import ModeUnavailable
+from placet.core.receipts import TensorDigest
+from placet.core.types import Hash32
+from tests.e2e.inference.conftest import Town
+from tests.support import onnx_files
+
+
+def connect(town: Town) -> Any:
+    return triton.InferenceServerClient(town.network.gateway_url.removeprefix("http://"))
+
+
+def headers(town: Town) -> dict[str, str]:
+    return {"authorization": f"Bearer {town.network.api_key}"}
+
+
+def ask(town: Town, rows: np.ndarray[Any, Any], *, model: str = "alice/linear", binary: bool = True, **more: Any) -> Any:
+    """One inference with the stock client, off the event loop on which the services run."""
+    with connect(town) as client:
+        tensor = triton.InferInput("x", list(rows.shape), "FP32")
+        tensor.set_data_from_numpy(rows, binary_data=binary)
+        wanted = [triton.InferRequestedOutput("y", binary_data=binary)]
+        return client.infer(model, [tensor], outputs=wanted, headers=headers(town), **more)
+
+
+def expected(rows: np.ndarray[Any, Any], content: bytes) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = ort.InferenceSession(content).run(None, {"x": rows})[0]
+    return found
+
+
+def digest(name: str, values: np.ndarray[Any, Any]) -> TensorDigest:
+    return TensorDigest(name, "FP32", values.shape, Hash32(hashlib.sha256(values.tobytes()).digest()))
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+async def test_the_stock_client_gets_the_model_s_numbers_and_a_receipt_of_them(town: Town, binary: bool) -> None:
+    await town.linear()
+    rows = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    answer = await asyncio.to_thread(ask, town, rows, binary=binary)
+    values = answer.as_numpy("y")
+    np.testing.assert_allclose(values, expected(rows, onnx_files.linear()), atol=1e-6)
+    parameters = answer.get_response()["parameters"]
+    receipt = receipts.decode(parameters["placet_receipt"].encode())
+    keys = [replica.runner.node.signer.public_key for replica in map(town.network.inside, ("inference-0", "inference-1"))]
+    (key,) = [key for key in keys if receipts.key_id_of(key) == receipt.key_id]
+    Ed25519PublicKey.from_public_bytes(key).verify(receipt.signature, receipts.signed_bytes(receipt))
+    inputs = receipts.tensors_document([digest("x", rows)])
+    body = {"inputs": inputs, "outputs": ["y"], "parameters": {}}
+    assert receipt.request_sha256 == receipts.request_digest("tensors", "alice/linear", body)
+    assert receipt.response_sha256 == receipts.response_digest({"outputs": receipts.tensors_document([digest("y", values)])})
+    assert (receipt.model.publisher, receipt.model.name, receipt.model.version, receipt.rows) == ("alice", "linear", 1, 3)
+    routing = json.loads(parameters["placet_routing"])
+    assert routing["model"] == "alice/linear@1"
+    assert "least busy of 2" in routing["why"]
+
+
+async def test_the_stock_client_s_other_questions(town: Town) -> None:
+    await town.linear()
+
+    def questions() -> None:
+        with connect(town) as client:
+            assert client.is_server_live()
+            assert client.is_server_ready()
+            assert client.is_model_ready("alice/linear", headers=headers(town))
+            metadata = client.get_model_metadata("alice/linear", headers=headers(town))
+            assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+            assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_repository"]
+            (entry,) = client.get_model_repository_index(headers=headers(town))
+            assert (entry["name"], entry["version"]) == ("alice/linear", "1")
+
+    await asyncio.to_thread(questions)
+
+
+async def test_refusals_name_what_does_not_fit(town: Town) -> None:
+    await town.linear()
+    rows = np.zeros((1, 4), np.float32)
+    for change, words in (
+        ({"rows": np.zeros((1, 5), np.float32)}, "shape"),
+        ({"model": "alice/none"}, "not_found"),
+        ({"model": "alice/linear", "model_version": "9"}, "not_found"),
+        ({"priority": 1}, "parameters/priority"),
+    ):
+        with pytest.raises(InferenceServerException, match=words):
+            await asyncio.to_thread(lambda change=change: ask(town, **{"rows": rows, **change}))  # type: ignore[misc]
+    with connect(town) as client, pytest.raises(InferenceServerException, match="unauthenticated"):
+        await asyncio.to_thread(client.get_model_metadata, "alice/linear")
+
+
+async def test_an_alias_that_moves_back_answers_as_before(town: Town) -> None:
+    await town.linear()
+    rows = np.ones((1, 4), np.float32)
+    first = (await asyncio.to_thread(ask, town, rows)).as_numpy("y")
+    await town.publish("linear", onnx_files.linear(scale=2.0))
+    await asyncio.sleep(1.1)  # what an alias means is remembered for a second
+    np.testing.assert_allclose((await asyncio.to_thread(ask, town, rows)).as_numpy("y"), 2 * first, rtol=1e-5)
+    await town.alice.move("linear", "prod", 1)
+    await asyncio.sleep(1.1)
+    np.testing.assert_array_equal((await asyncio.to_thread(ask, town, rows)).as_numpy("y"), first)
+
+
+async def test_a_jurisdiction_nobody_declares_is_not_served(town: Town) -> None:
+    await town.linear()
+    rows = np.ones((1, 4), np.float32)
+    wants = {"jurisdiction": "DE", "nonce": "0x" + "ab" * 32}
+    answer = await asyncio.to_thread(ask, town, rows, parameters={"placet": orjson.dumps(wants).decode()})
+    receipt = receipts.decode(answer.get_response()["parameters"]["placet_receipt"].encode())
+    assert (receipt.jurisdiction, receipt.client_nonce) == ("DE", b"\xab" * 32)
+    for wrong, code in (({"jurisdiction": "FR"}, ModeUnavailable.code), ({"mode": "tee"}, ModeUnavailable.code)):
+        with pytest.raises(InferenceServerException, match=code):
+            await asyncio.to_thread(ask, town, rows, parameters={"placet": orjson.dumps(wrong).decode()})
+
+
+async def test_a_replica_that_is_gone_costs_no_answer(town: Town) -> None:
+    await town.linear()
+    rows = np.ones((1, 4), np.float32)
+    await asyncio.to_thread(ask, town, rows)
+    await town.network.inside("inference-0")._server.stop(0)
+    for _ in range(4):
+        await asyncio.to_thread(ask, town, rows)
