@@ -16,11 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tritonclient.utils import InferenceServerException
 
 from placet.core import receipts
-from placet.core.errors import ModeUnavailable
+from placet.core.errors import ModeUnavailable, NotFound
 from placet.core.receipts import TensorDigest
 from placet.core.types import Hash32
+from placet.sdk.client import Client
 from tests.e2e.inference.conftest import Town
 from tests.support import onnx_files
+from tests.support.authorization import eventually
 
 
 def connect(town: Town) -> Any:
@@ -134,3 +136,29 @@ async def test_a_replica_that_is_gone_costs_no_answer(town: Town) -> None:
     await town.network.inside("inference-0")._server.stop(0)
     for _ in range(4):
         await asyncio.to_thread(ask, town, rows)
+
+
+async def test_receipts_are_kept_for_whom_they_belong_to(town: Town) -> None:
+    await town.linear()
+    rows = np.ones((2, 4), np.float32)
+    given = []
+    for _ in range(3):
+        answer = await asyncio.to_thread(ask, town, rows)
+        given.append(json.loads(answer.get_response()["parameters"]["placet_receipt"]))
+
+    async def kept() -> Any:
+        page = (await town.client.request("GET", "/api/v1/receipts?limit=2"))[1]
+        return page if page["after"] else None
+
+    page = await eventually(kept)
+    rest = (await town.client.request("GET", f"/api/v1/receipts?limit=2&after={page['after']}"))[1]
+    assert sorted([*page["receipts"], *rest["receipts"]], key=lambda r: r["id"]) == sorted(given, key=lambda r: r["id"])
+    assert (await town.client.request("GET", f"/api/v1/receipts/{given[0]['id']}"))[1] == given[0]
+    table = await town.client.text("/api/v1/receipts", accept="text/csv")
+    assert table.splitlines()[0].startswith("id,finishedAt,surface,model")
+    assert len(table.splitlines()) == 4
+    stranger = await town.network.new_api_key("stranger")
+    async with Client(town.network.gateway_url, stranger) as other:
+        assert (await other.request("GET", "/api/v1/receipts"))[1]["receipts"] == []
+        with pytest.raises(NotFound):
+            await other.request("GET", f"/api/v1/receipts/{given[0]['id']}")

@@ -48,6 +48,10 @@ class Client:
         """The very bytes of an answer. Raises as `request`."""
         return (await self._send(method, path, orjson.dumps(body), None, timeout_s=_LONG_S))[1]
 
+    async def text(self, path: str, *, accept: str) -> str:
+        """An answer as text of a kind, for instance text/csv. Raises as `request`."""
+        return (await self._send("GET", path, None, {"accept": accept}))[1].decode()
+
     async def upload(self, path: str, chunks: AsyncIterable[bytes]) -> Any:
         """PUT a stream of bytes; the answer's JSON. Raises as `request`."""
         headers = {"content-type": "application/octet-stream"}

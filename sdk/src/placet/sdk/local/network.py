@@ -209,7 +209,7 @@ class LocalNetwork:
         if self.kafka is not None:
             await apply_topics(self.kafka.bootstrap)
         await self._start_services()
-        await self._make_api_key()
+        self.api_key = await self.new_api_key("development")
 
     async def stop(self) -> None:
         """Stop everything, newest first. Safe to call twice."""
@@ -286,6 +286,7 @@ class LocalNetwork:
                 "allow_private_hosts": list(self.options.allow_private_hosts),
                 "evidence_urls": [url for name, url in self.admin_urls.items() if name.startswith("operator-")],
                 "inference": self.inference_addresses,
+                "trusted_inference": [hex0x(LocalBusSigner(self._inference_seed).public_key)] if self.options.inference else [],
                 **self._cache(),
             }
         if name.startswith("inference-"):
@@ -434,16 +435,18 @@ class LocalNetwork:
         """Wait until a service's readiness checks pass."""
         await self._wait_ready(name)
 
-    async def _make_api_key(self) -> None:
+    async def new_api_key(self, name: str) -> str:
+        """An API key of another tenant."""
         from placet.gateway.keys import new_key
         from placet.gateway.store import Store
 
         engine = connect(self._database("gateway"))
         try:
-            key, self.api_key = new_key("development", requests_per_s=100_000, cpu_ms_per_s=1000)
+            key, text = new_key(name, requests_per_s=100_000, cpu_ms_per_s=1000)
             await Store(engine).add_key(key)
         finally:
             await engine.dispose()
+        return text
 
     # --- policies and clients
 

@@ -20,6 +20,7 @@ from placet.gateway.config import GatewaySettings
 from placet.gateway.evidence import EvidenceClient
 from placet.gateway.inference.models_api import ModelsApi
 from placet.gateway.inference.openai_api import OpenAiApi
+from placet.gateway.inference.receipts import ReceiptReader, ReceiptsApi, ReceiptStore
 from placet.gateway.inference.replicas import Replicas
 from placet.gateway.inference.service import InferenceService
 from placet.gateway.inference.v2_api import V2Api
@@ -95,6 +96,9 @@ class Gateway:
             answer_within_s=settings.answer_within_s,
         )
         self._replicas = Replicas(settings.inference)
+        self._receipts = ReceiptReader(
+            resources.bus, ReceiptStore(self._database), trusted_keys(settings.trusted_inference, "trusted_inference"), settings.instance_id
+        )
         self._routes: list[Route] = []
         if settings.inference:
             inference = InferenceService(self._replicas)
@@ -102,6 +106,7 @@ class Gateway:
                 *OpenAiApi(inference, authenticator).routes(),
                 *V2Api(inference, authenticator, version_of("gateway")).routes(),
                 *ModelsApi(inference).routes(self._api.guard),
+                *ReceiptsApi(ReceiptStore(self._database)).routes(self._api.guard),
             ]
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -110,6 +115,8 @@ class Gateway:
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
         await asyncio.gather(self.policies.start(), self._results.start(self._batcher.send), self._insight.start(), self._replicas.start())
+        if self._settings.inference:
+            await self._receipts.start()
         # The protocol is named: asyncio sets TCP_NODELAY only then, and without it every answer waits 40 ms for an acknowledgement.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -134,7 +141,10 @@ class Gateway:
             await asyncio.sleep(0.005)  # uvicorn has no event for this
 
     async def run(self) -> None:
-        await self._results.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._results.run())
+            if self._settings.inference:
+                group.create_task(self._receipts.run())
 
     async def drain(self) -> None:
         await self._batcher.drain()
@@ -150,6 +160,7 @@ class Gateway:
             await asyncio.gather(self._serving, return_exceptions=True)
         await self._insight.close()
         await self._replicas.stop()
+        await self._receipts.stop()
         await self._results.stop()
         await self.policies.stop()
         await self._database.dispose()
