@@ -1,4 +1,4 @@
-"""`placet verify`: check an attestation offline, and say what was checked, what it trusts, and what was not checked."""
+"""`placet verify`: check an attestation or a receipt offline, and say what was checked, what it trusts, and what was not checked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import click
 import orjson
 
 from placet.core.errors import InvalidInput
+from placet.core.receipts import from_document, key_id_of
 from placet.core.settings import load_deployment
+from placet.core.types import hex0x
 from placet.sdk.cli.common import output_option, read_json, show
 from placet.sdk.documents import attestation_of, intent_of, operator_set_of
-from placet.verify import Report, verify_attestation
+from placet.verify import Expected, ReceiptKey, Report, verify_attestation, verify_receipt
 
 DEFAULT_QUORUM_BPS = 6667
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _operator_set(deployments: Path, epoch: int) -> Any:
@@ -42,12 +45,57 @@ def _operator_set(deployments: Path, epoch: int) -> Any:
 @click.option("--max-age", type=click.IntRange(min=1), default=None, help="Oldest certificate taken, seconds.")
 @click.option("--at", "now", type=int, default=None, help="Judge at this time (unix seconds) instead of now.")
 @output_option
-def verify(file: Path, deployments: Path, quorum_bps: int, max_age: int | None, now: int | None, output: str) -> None:
-    """Check the attestation in FILE (the gateway's answer, or its `attestation` member) without asking anybody.
+def verify(file: Path, output: str, **options: Any) -> None:
+    """Check the attestation or the receipt in FILE (the gateway's answer, or its member) without asking anybody.
 
     Exits 1 when a check fails.
     """
     document = read_json(file, "attestation")
+    if isinstance(document, dict) and (receipt := _receipt_in(document)) is not None:
+        _verify_receipt(document, receipt, options["keys"], options["request_file"], output)
+        return
+    if options["deployments"] is None:
+        raise InvalidInput("--deployments FILE is needed: it says who the operators are")
+    _verify_attestation(document, output, **options)
+
+
+def _receipt_in(document: dict[str, Any]) -> Any:
+    """A receipt: the document itself, or the member of an answer."""
+    placet = document.get("placet")
+    if isinstance(placet, dict) and "receipt" in placet:
+        return placet["receipt"]
+    return document if "requestSha256" in document else None
+
+
+def _verify_receipt(document: dict[str, Any], value: Any, keys: tuple[str, ...], request_file: Path | None, output: str) -> None:
+    receipt = from_document(value)
+    trusted = [ReceiptKey(_key(text)) for text in keys]
+    if not trusted:
+        raise InvalidInput("--key 0x… is needed: the node's receipt key, which NodeRegistry names")
+    request = None if request_file is None else read_json(request_file, "request")
+    answer = {name: member for name, member in document.items() if name != "placet"} if "placet" in document else None
+    expected = Expected(request=request, model_name=request.get("model") if isinstance(request, dict) else None, response=answer)
+    report = verify_receipt(receipt, keys={key_id_of(key.public_key): key for key in trusted}, expected=expected)
+    what = (
+        f"{receipt.model.publisher}/{receipt.model.name}@{receipt.model.version}, mode {receipt.mode.value}, {receipt.execution.provider}"
+    )
+    used = f"{receipt.prompt_tokens} prompt tokens, {receipt.completion_tokens} completion tokens, {receipt.rows} rows"
+    price = "unpaid" if receipt.price is None else f"{receipt.price.amount} of {hex0x(receipt.price.asset)} on {receipt.price.network}"
+    _show(report, [f"receipt: {hex0x(receipt.id)}", f"answered by {what}", f"used {used}; {price}"], {"id": hex0x(receipt.id)}, output)
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise InvalidInput("--key: an Ed25519 public key (32 bytes, 0x hex) wanted")
+    return key
+
+
+def _verify_attestation(document: Any, output: str, **options: Any) -> None:
+    deployments, now = options["deployments"], options["now"]
     body = document.get("attestation", document) if isinstance(document, dict) else document
     attestation = attestation_of(body)
     deployment = load_deployment(deployments, attestation.chain_id)
@@ -57,18 +105,24 @@ def verify(file: Path, deployments: Path, quorum_bps: int, max_age: int | None, 
         operators=_operator_set(deployments, attestation.certificate.epoch),
         validator=deployment.validator,
         chain_id=deployment.chain_id,
-        quorum_bps=quorum_bps,
+        quorum_bps=options["quorum_bps"],
         now=int(time.time()) if now is None else now,
-        max_certificate_age_s=max_age,
+        max_certificate_age_s=options["max_age"],
         intent=intent,
     )
+    decision = "allow" if attestation.leaf.allow else "deny"
+    _show(report, [f"decision: {decision}  task {body['leaf']['taskId']}"], {"allow": attestation.leaf.allow}, output)
+
+
+def _show(report: Report, says: list[str], members: dict[str, Any], output: str) -> None:
+    """Every check, and exit 1 when one failed."""
     lines = [
         f"{'ok  ' if item.ok else 'FAIL'} {item.number:>2} {item.what}{': ' + item.detail if item.detail else ''}" for item in report.checks
     ]
-    lines += ["", f"decision: {'allow' if attestation.leaf.allow else 'deny'}  task {body['leaf']['taskId']}"]
+    lines += ["", *says]
     lines += [f"trusts: {item}" for item in report.trusts]
     lines += [f"not checked: {item}" for item in report.not_checked]
     lines += ["", "verified" if report.ok else "NOT verified"]
-    show(orjson.loads(orjson.dumps({**asdict(report), "allow": attestation.leaf.allow})), output, lines)
+    show(orjson.loads(orjson.dumps({**asdict(report), **members})), output, lines)
     if not report.ok:
         sys.exit(1)

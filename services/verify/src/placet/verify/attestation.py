@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from placet.core import bls
 from placet.core.digests import (
@@ -23,6 +23,7 @@ from placet.core.merkle import leaf_hash, root_and_proofs, verify_inclusion
 from placet.core.messages import AttestationGroup, positions_of
 from placet.core.stake import meets
 from placet.core.types import Address, Certificate, Hash32, Intent, Leaf, OperatorSet
+from placet.verify.report import Check, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +38,6 @@ class Attestation:
     certificate: Certificate
     signers: bytes
     aggregate_signature: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check: its number, what it says, whether it held, and why not."""
-
-    number: int
-    what: str
-    ok: bool
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All checks made, what they rest on, and what nobody checked."""
-
-    checks: tuple[Check, ...]
-    trusts: tuple[str, ...]
-    not_checked: tuple[str, ...]
-    ok: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ok", bool(self.checks) and all(check.ok for check in self.checks))
-
-    def raise_for_failure(self) -> None:
-        """Raise VerificationFailed naming the first check that did not hold."""
-        for check in self.checks:
-            if not check.ok:
-                raise VerificationFailed(f"check {check.number} ({check.what}): {check.detail}", field="attestation")
 
 
 def verify_attestation(
