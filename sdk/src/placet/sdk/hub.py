@@ -140,6 +140,11 @@ class Publisher:
         return await self.say(Action.DELETE, name=model, version=version)
 
 
+async def hub_id_of(client: Client) -> str:
+    """The id of the hub behind a gateway."""
+    return str((await client.request("GET", "/api/v1/models?limit=1"))[1]["hub"])
+
+
 async def page(
     client: Client, *, search: str = "", publisher: str = "", after: str = "", limit: int = 50
 ) -> tuple[list[dict[str, Any]], str | None]:

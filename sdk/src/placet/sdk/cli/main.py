@@ -15,6 +15,7 @@ _MODULES = {
     "intent": "intent",
     "policy": "policy",
     "operator": "operator",
+    "models": "models",
     "verify": "verify",
     "kafka": "bus",
     "topics": "bus",

@@ -28,8 +28,6 @@ class GatewaySettings(ServiceSettings):
     simulation_workers: int = Field(default=1, ge=1, le=16)
     inference: list[str] = Field(default_factory=list, description="host:port of inference replicas; a name may mean several")
     trusted_inference: list[str] = Field(default_factory=list, description="Ed25519 keys (0x hex) of replicas whose receipts are kept")
-    keep_receipts_days: int = Field(
-        default=400, ge=1, description="how long receipts are kept here"
-    )
+    keep_receipts_days: int = Field(default=400, ge=1, description="how long receipts are kept here")
     allow_private_hosts: list[str] = Field(default_factory=list, description="host:port here that simulated components may fetch")
     compiled_cache: Path | None = None

@@ -22,6 +22,7 @@ from placet.inference.hub.store import HubStore
 from placet.inference.pool import Engine, ModelPool
 from placet.inference.runner import Node, Runner
 from placet.inference.server import HubServicer, InferenceServicer, make_server
+from placet.inference.usage import UsageLog
 
 MIGRATIONS = "placet.inference.migrations"
 
@@ -41,7 +42,10 @@ class Inference:
             bus_signer=read_bus_key(settings.bus_key_file),
             jurisdiction=settings.jurisdiction,
         )
-        self.runner = Runner(node=node, pool=self._pool, store=store, bus=resources.bus, longest_s=settings.longest_request_s)
+        self._usage = UsageLog(self._database)
+        self.runner = Runner(
+            node=node, pool=self._pool, store=store, usage=self._usage, bus=resources.bus, longest_s=settings.longest_request_s
+        )
         inspector = Inspector(
             resources.objects,
             cache / "checks",
@@ -53,7 +57,7 @@ class Inference:
         self._draining = False
         self._server = make_server(
             InferenceServicer(self.runner, version=version_of("inference"), is_draining=lambda: self._draining),
-            HubServicer(self.hub, max_blob_bytes=settings.max_blob_bytes),
+            HubServicer(self.hub, self._usage, max_blob_bytes=settings.max_blob_bytes),
         )
         self.port = 0
         self._warm = False
@@ -83,6 +87,7 @@ class Inference:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._preload())
             group.create_task(self._keep_house())
+            group.create_task(self._usage.run())
 
     async def _preload(self) -> None:
         """Load what must be warm before this replica is ready; one that is not published yet is tried again."""
@@ -106,6 +111,7 @@ class Inference:
         self._draining = True
         await self._server.stop(self._settings.drain_s - 2)
         await self.runner.drain()
+        await self._usage.flush()
 
     async def stop(self) -> None:
         await self._server.stop(0)

@@ -29,6 +29,7 @@ from placet.inference.engines.base import EmbeddingEngine, TensorEngine, TextEng
 from placet.inference.hub.store import HubStore
 from placet.inference.pool import Loaded, ModelPool
 from placet.inference.surfaces import Answer, Piece
+from placet.inference.usage import UsageLog
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Runner:
         node: Node,
         pool: ModelPool,
         store: HubStore,
+        usage: UsageLog,
         bus: Bus | None,
         longest_s: float,
         clock: Callable[[], float] = time.time,
@@ -109,6 +111,7 @@ class Runner:
         self.node = node
         self.pool = pool
         self._store = store
+        self.usage = usage
         self._bus = bus
         self._longest_s = longest_s
         self._clock = clock
@@ -200,7 +203,11 @@ class Runner:
                         if isinstance(event, Finished):
                             outcome = "interrupted" if event.answer.finish is Finish.INTERRUPTED else "answered"
                             loaded.note(first_s, time.perf_counter() - started)
+                            self.usage.note(loaded.manifest, event.answer, _price(request.payment, event.answer))
                         yield event
+            except PlacetError:
+                self.usage.note(loaded.manifest, None, None)
+                raise
             finally:
                 await self.pool.give(loaded)
         except (asyncio.CancelledError, GeneratorExit):
@@ -235,7 +242,9 @@ class Runner:
                     yield self._finished(request, loaded, event, started_ms) if isinstance(event, Answer) else event
         except (asyncio.CancelledError, GeneratorExit):
             if progress.tokens:
-                self._publish(request, self._receipt(request, loaded, openai.cut_answer(asked, shape, progress), started_ms))
+                cut = openai.cut_answer(asked, shape, progress)
+                self.usage.note(loaded.manifest, cut, _price(request.payment, cut))
+                self._publish(request, self._receipt(request, loaded, cut, started_ms))
             raise
 
     async def _embeddings(self, request: Request, loaded: Loaded, engine: EmbeddingEngine) -> AsyncIterator[Answer]:

@@ -22,6 +22,7 @@ from placet.inference.hub.store import ModelRow, VersionRow
 from placet.inference.pool import Loaded
 from placet.inference.runner import Finished, Runner
 from placet.inference.surfaces import Piece
+from placet.inference.usage import Counts, Key, UsageLog
 
 MAX_MESSAGE_BYTES = 64 << 20
 _MAX_PAGE = 200
@@ -122,8 +123,9 @@ def _loaded(item: Loaded) -> pb.LoadedModel:
 class HubServicer(hub_pb2_grpc.HubServiceServicer):
     """The Model Hub."""
 
-    def __init__(self, hub: Hub, *, max_blob_bytes: int) -> None:
+    def __init__(self, hub: Hub, usage: UsageLog, *, max_blob_bytes: int) -> None:
         self._hub = hub
+        self._usage = usage
         self._max_blob_bytes = max_blob_bytes
 
     async def Upload(self, request_iterator: AsyncIterator[hub_pb.UploadRequest], context: Context) -> hub_pb.UploadResponse:  # noqa: N802
@@ -215,7 +217,7 @@ class HubServicer(hub_pb2_grpc.HubServiceServicer):
                 after=after,
                 limit=min(request.limit or 50, _MAX_PAGE),
             )
-            return hub_pb.ListModelsResponse(models=[_summary(row) for row in rows])
+            return hub_pb.ListModelsResponse(models=[_summary(row) for row in rows], hub=self._hub.id)
 
         return await _answered(context, page())
 
@@ -230,7 +232,8 @@ class HubServicer(hub_pb2_grpc.HubServiceServicer):
                 for move in await self._hub.store.moves(publisher, name)
             ]
             versions = [_version(row) for row in await self._hub.store.versions(publisher, name)]
-            return hub_pb.DescribeModelResponse(model=_summary(model), versions=versions, moves=moves)
+            usage = [_usage(key, counts) for key, counts in await self._usage.of(publisher, name)]
+            return hub_pb.DescribeModelResponse(model=_summary(model), versions=versions, moves=moves, usage=usage)
 
         return await _answered(context, describe())
 
@@ -249,6 +252,21 @@ def _version(row: VersionRow) -> hub_pb.ModelVersion:
         signature=row.signature,
         published_at=row.published_at,
         deprecated=row.deprecated or "",
+    )
+
+
+def _usage(key: Key, counts: Counts) -> hub_pb.ModelUsage:
+    return hub_pb.ModelUsage(
+        version=key.version,
+        day=key.day,
+        asset=key.asset,
+        requests=counts.requests,
+        failures=counts.failures,
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
+        rows=counts.rows,
+        revenue=str(counts.revenue),
+        computed_ms=counts.computed_ms,
     )
 
 

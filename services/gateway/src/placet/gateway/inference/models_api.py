@@ -64,7 +64,7 @@ class ModelsApi:
         answer: hub_pb.ListModelsResponse = await self._inference.hub("ListModels", asked)
         found = [_summary(item) for item in answer.models]
         after = found[-1]["name"] if len(found) == int(limit) else None
-        return reply({"models": found, "after": after})
+        return reply({"hub": answer.hub, "models": found, "after": after})
 
     async def describe(self, request: Request, key: ApiKey) -> Response:
         """A model with its versions, aliases and usage."""
