@@ -50,7 +50,7 @@ async def test_a_model_s_life_from_the_command_line(town: Town) -> None:
     assert done["manifest"]["version"] == 2
     with pytest.raises(Forbidden):
         await mallory.text("publish", "bob/m", str(first), signed=True)
-    with pytest.raises(InvalidInput, match="not one of the runtime's|is not one of"):
+    with pytest.raises(InvalidInput, match="custom operators are not run"):
         await bob.text("publish", "bob/m", str(town.file("evil.onnx", onnx_files.custom_operator())), signed=True)
 
     shown = await bob.text("show", "bob/m")
@@ -73,17 +73,6 @@ async def test_a_model_s_life_from_the_command_line(town: Town) -> None:
 
     (usage,) = await eventually(used)
     assert (usage["version"], usage["requests"], usage["rows"], usage["revenue"]) == (1, 1, 5, "0")
-    await bob.text(
-        "price",
-        "bob/m",
-        "--network",
-        "eip155:31337",
-        "--asset",
-        "0x" + "aa" * 20,
-        "--pay-to",
-        "0x" + "bb" * 20,
-        "--request",
-        "1000",
-        signed=True,
-    )
+    terms = ["--network", "eip155:31337", "--asset", "0x" + "aa" * 20, "--pay-to", "0x" + "bb" * 20, "--request", "1000"]
+    await bob.text("price", "bob/m", *terms, signed=True)
     assert "1000 a request" in await bob.text("list")

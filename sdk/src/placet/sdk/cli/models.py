@@ -180,7 +180,7 @@ def publish(model: str, files: tuple[Path, ...], output: str, **options: Any) ->
 def _collect(files: tuple[Path, ...]) -> dict[str, Path]:
     if len(files) == 1 and files[0].is_file():
         return {"model.onnx": files[0]}
-    out = {}
+    out: dict[str, Path] = {}
     for path in files:
         if path.is_dir():
             out |= {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
@@ -268,9 +268,8 @@ def price(model: str, output: str, **options: Any) -> None:
         _amount(options["million_prompt_tokens"], "--million-prompt-tokens"),
         _amount(options["million_completion_tokens"], "--million-completion-tokens"),
     )
-    prices = Prices(
-        options["network"], address_from(options["asset"], field="asset"), address_from(options["pay_to"], field="pay-to"), rate
-    )
+    asset, pay_to = address_from(options["asset"], field="asset"), address_from(options["pay_to"], field="pay-to")
+    prices = Prices(options["network"], asset, pay_to, rate)
 
     async def work(client: Client) -> dict[str, Any]:
         found: dict[str, Any] = await (await _publisher(client, reference.publisher, options)).price(reference.name, prices)
