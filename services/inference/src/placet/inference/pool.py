@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -143,11 +145,8 @@ class ModelPool:
             raise InvalidInput(f"model: {size} bytes; this replica holds {self._max_bytes}", field="model")
         await self._make_room(size)
         folder = self._cache / "models" / row.sha256.hex()
-        if not (folder / ".complete").exists():
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            await asyncio.to_thread(folder.mkdir, parents=True)
-            await self._fetcher.fetch(manifest.files, folder)
-            await asyncio.to_thread((folder / ".complete").touch)
+        if not await asyncio.to_thread(folder.is_dir):
+            await self._fill(folder, manifest)
         try:
             engine = await self._load(manifest, folder)
         except PlacetError:
@@ -159,6 +158,19 @@ class ModelPool:
         self._loaded[row.sha256] = loaded
         _LOADED.set(sum(item.size for item in self._loaded.values()))
         return loaded
+
+    async def _fill(self, folder: Path, manifest: Manifest) -> None:
+        """The model's files under a name that is there in full or not at all, whichever replica of this machine comes first."""
+        await asyncio.to_thread(folder.parent.mkdir, parents=True, exist_ok=True)
+        part = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="part-", dir=folder.parent))
+        try:
+            await self._fetcher.fetch(manifest.files, part)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(part.rename, folder)
+            if not await asyncio.to_thread(folder.is_dir):
+                raise Unavailable(f"{folder.parent} cannot be written")
+        finally:
+            await asyncio.to_thread(shutil.rmtree, part, ignore_errors=True)
 
     async def _make_room(self, size: int) -> None:
         """Free models that nobody uses, least recently used first; wait for those in use."""

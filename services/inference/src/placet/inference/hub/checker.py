@@ -96,7 +96,9 @@ def check(folder: Path, kind: str) -> Found:
     if model.functions:
         raise Refused(f"{path.name}: local functions ({model.functions[0].name[:64]}); inline them", "functions")
     found = Found(opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import})
-    known = _known_operators()
+    standard = _standard_operators()
+    known = standard | _kernels()
+    is_standard = True
     ops: set[str] = set()
     nodes = 0
     for graph, depth in _graphs(model.graph):
@@ -109,13 +111,15 @@ def check(folder: Path, kind: str) -> Found:
             domain = node.domain or "ai.onnx"
             if (domain, node.op_type) not in known:
                 raise Refused(f"operator {domain}.{node.op_type} is not one of the runtime's: custom operators are not run", "ops")
+            is_standard &= (domain, node.op_type) in standard
             ops.add(node.op_type if domain == "ai.onnx" else f"{domain}.{node.op_type}")
             found.dynamicQuantisation |= node.op_type in QUANTISED_AT_RUN_TIME
         for tensor in _tensors(graph):
             _check_external(tensor, folder)
             found.parameters += _elements(tensor.dims, f"initializer {tensor.name[:64]}")
     found.ops = sorted(ops)
-    _check_by_onnx(path, folder)
+    if is_standard:  # ONNX's checker knows no others; the runtime checks those when it loads them
+        _check_by_onnx(path, folder)
     found.inputs = _specs(model.graph.input, {tensor.name for tensor in model.graph.initializer})
     found.outputs = _specs(model.graph.output, set())
     _load(path, found.inputs, run=kind != "text")
@@ -127,16 +131,19 @@ def check(folder: Path, kind: str) -> Found:
     return found
 
 
-def _known_operators() -> set[tuple[str, str]]:
-    """(domain, operator) of which the installed runtime has a kernel, and ONNX's own that are made of others."""
+def _standard_operators() -> set[tuple[str, str]]:
+    """(domain, operator) of ONNX's own."""
     import onnx.defs
+
+    return {(schema.domain or "ai.onnx", schema.name) for schema in onnx.defs.get_all_schemas() if schema.domain in ("", "ai.onnx.ml")}
+
+
+def _kernels() -> set[tuple[str, str]]:
+    """(domain, operator) of which the installed runtime has a kernel."""
     import onnxruntime
 
     state = onnxruntime.capi.onnxruntime_pybind11_state
-    known = {(kernel.domain or "ai.onnx", kernel.op_name) for kernel in state.get_all_opkernel_def()}
-    return known | {
-        (schema.domain or "ai.onnx", schema.name) for schema in onnx.defs.get_all_schemas() if schema.domain in ("", "ai.onnx.ml")
-    }
+    return {(kernel.domain or "ai.onnx", kernel.op_name) for kernel in state.get_all_opkernel_def()}
 
 
 def _graphs(graph: Any) -> Iterator[tuple[Any, int]]:
