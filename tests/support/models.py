@@ -160,6 +160,36 @@ def across_rows(folder: Path) -> Path:
     return _save(folder, nodes, inputs, [_value("y", TensorProto.FLOAT, ["batch", 4])], {})
 
 
+def encoder(folder: Path) -> Path:
+    """A folder for embeddings: a table of vectors, 16 wide, one a token; and the test tokenizer."""
+    vocabulary = _tokenizer(folder, None)
+    table = np.random.default_rng(8).standard_normal((vocabulary, 16)).astype(np.float32)
+    inputs = [_value(name, TensorProto.INT64, ["batch", "length"]) for name in ("input_ids", "attention_mask")]
+    output = _value("last_hidden_state", TensorProto.FLOAT, ["batch", "length", 16])
+    _save(folder, [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])], inputs, [output], {"table": table})
+    return folder
+
+
+def dynamically_quantised_encoder(folder: Path) -> Path:
+    """As `encoder`, with a layer whose activations are quantised by a scale over the whole tensor."""
+    vocabulary = _tokenizer(folder, None)
+    random = np.random.default_rng(9)
+    weights: dict[str, npt.NDArray[Any]] = {
+        "table": (random.standard_normal((vocabulary, 16)) * np.linspace(0.1, 10, vocabulary)[:, None]).astype(np.float32),
+        "w": random.integers(-127, 128, (16, 16)).astype(np.int8),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "scale"], ["last_hidden_state"]),
+    ]
+    inputs = [_value(name, TensorProto.INT64, ["batch", "length"]) for name in ("input_ids", "attention_mask")]
+    _save(folder, nodes, inputs, [_value("last_hidden_state", TensorProto.FLOAT, ["batch", "length", 16])], weights)
+    return folder
+
+
 # --- a language model
 
 

@@ -210,3 +210,50 @@ class EmbeddingEngine(Protocol):
 
     async def close(self) -> None:
         """Free the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayChunk:
+    """JSON of an upstream: a part of a stream, or the whole answer when no stream was asked for. Its `model` is the upstream's name."""
+
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayEnd:
+    """The end. Tokens as the upstream says; of an answer that was cut, the parts that had content."""
+
+    finish: Finish
+    prompt_tokens: int
+    completion_tokens: int
+    queued_s: float
+    computed_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the upstream's headers those that callers may see."""
+
+
+class RelayEngine(Protocol):
+    """A model that somebody else runs, behind an OpenAI-style interface. Requests and answers pass whole."""
+
+    info: EngineInfo
+    relayed: str
+    """The upstream's host: what receipts call `relayed`."""
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        """Whether the request may be passed on. Raises InvalidInput, by the member's name."""
+
+    def chat(
+        self, body: Mapping[str, Any], *, deadline: float, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[RelayChunk | RelayEnd]:
+        """Relay a request of chat/completions. Closing the iterator ends the connection.
+
+        Raises (from the iterator):
+            InvalidInput, RateLimited, DeadlineExceeded (before the first chunk; later the end says INTERRUPTED), Unavailable.
+        """
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(running, waiting)."""
+
+    async def close(self) -> None:
+        """End the connections."""

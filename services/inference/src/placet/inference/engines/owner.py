@@ -240,6 +240,7 @@ class Owner:
                 decoder.drop(task)
             fresh = [task for task in new if not task.cancelled]
             if fresh:
+                self._due = time.monotonic() + self._stuck_after_s * len(fresh)  # each reads its prompt
                 self._open.update(dict.fromkeys(fresh))
                 self._tell(decoder, decoder.begin(fresh))
             if self._open and not self._abandoned:
