@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import openai
@@ -115,7 +116,24 @@ async def test_sampling_is_honoured_or_refused_by_name(chat: AsyncOpenAI) -> Non
         assert caught.value.param == name
 
 
+def slow_down(town: Town) -> None:
+    """Every token of the loaded models takes a while, as of a large model: the tiny one is done before anybody can leave."""
+    for name in ("inference-0", "inference-1"):
+        for loaded in town.network.inside(name).runner.pool.loaded():
+            genuine = loaded.engine.generate
+
+            async def generate(*given: Any, genuine: Any = genuine, **more: Any) -> Any:
+                async with aclosing(genuine(*given, **more)) as events:
+                    async for event in events:
+                        await asyncio.sleep(0.02)
+                        yield event
+
+            loaded.engine.generate = generate
+
+
 async def test_a_caller_that_leaves_has_a_receipt_of_what_there_was(town: Town, chat: AsyncOpenAI) -> None:
+    await chat.chat.completions.create(model="alice/chat", messages=MESSAGES, max_tokens=1)
+    slow_down(town)
     stream = await chat.chat.completions.create(model="alice/chat", messages=MESSAGES, max_tokens=400, temperature=0.9, seed=3, stream=True)
     got = 0
     async for chunk in stream:
