@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -17,6 +19,7 @@ from placet.core.receipts import Finish, Receipt
 from tests.e2e.inference.conftest import Town
 from tests.support import models
 from tests.support.authorization import eventually
+from tests.support.minilm import minilm
 
 MESSAGES: Any = [{"role": "user", "content": "Tell me a story."}]
 
@@ -173,3 +176,29 @@ async def test_many_callers_at_once_are_all_answered(chat: AsyncOpenAI) -> None:
         *(chat.chat.completions.create(model="alice/chat", messages=MESSAGES, max_tokens=10, temperature=0) for _ in range(12))
     )
     assert len({answer.choices[0].message.content for answer in answers}) == 1
+
+
+async def test_a_real_embedding_model_by_floats_and_by_base64(town: Town) -> None:
+    (town.folder / "minilm").mkdir()
+    files = {path.name: path.resolve() for path in minilm(town.folder / "minilm").iterdir()}
+    manifest = await town.alice.publish("minilm", files, kind="embedding")
+    assert manifest.dimensions == 384
+    await town.alice.move("minilm", "prod", manifest.version)
+    texts = ["a cat", "a kitten", "stocks fell on Monday"]
+    async with AsyncOpenAI(base_url=f"{town.network.gateway_url}/v1", api_key=town.network.api_key, max_retries=0) as client:
+        floats = await client.embeddings.create(model="alice/minilm", input=texts, encoding_format="float")
+        coded = await client.embeddings.create(model="alice/minilm", input=texts)  # the client asks for base64 by itself
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.embeddings.create(model="alice/minilm", input="x", dimensions=100)
+        assert caught.value.param == "dimensions"
+    cat, kitten, stocks = (np.array(item.embedding) for item in floats.data)
+    assert cat @ kitten > 0.5 > cat @ stocks
+    np.testing.assert_allclose([item.embedding for item in coded.data], [item.embedding for item in floats.data], atol=1e-7)
+    first, second = receipt_of(floats), receipt_of(coded)
+    assert first.response_sha256 == second.response_sha256, "how vectors are written does not change what was answered"
+    data = [
+        {"index": at, "embeddingSha256": "0x" + hashlib.sha256(np.array(item.embedding, "<f4").tobytes()).hexdigest()}
+        for at, item in enumerate(floats.data)
+    ]
+    head = {"object": "list", "model": "alice/minilm", "usage": json.loads(floats.usage.model_dump_json())}
+    assert first.response_sha256 == receipts.response_digest({**head, "data": data})

@@ -14,6 +14,7 @@ from placet.core.models import STATEMENT_VALID_FOR_S, Kind, Manifest, parse_refe
 from placet.core.runtime import Resources, main_of, read_bus_key, version_of
 from placet.core.types import address_from
 from placet.inference.config import InferenceSettings
+from placet.inference.engines.embedding import load_embedding
 from placet.inference.engines.genai import load_genai
 from placet.inference.engines.onnx import load_onnx
 from placet.inference.engines.profile import CPU
@@ -78,6 +79,16 @@ class Inference:
         if manifest.kind is Kind.TEXT:
             return await asyncio.to_thread(
                 load_genai, folder, providers=providers, threads=settings.threads_per_model, max_waiting=settings.max_waiting
+            )
+        if manifest.kind is Kind.EMBEDDING:
+            return await asyncio.to_thread(
+                load_embedding,
+                folder,
+                providers=providers,
+                threads=settings.threads_per_model,
+                concurrency=settings.runs_per_model,
+                max_waiting=settings.max_waiting,
+                context_length=manifest.context_length,
             )
         raise InvalidInput(f"kind: {manifest.kind.value} is not run here", field="kind")
 
