@@ -52,7 +52,7 @@ def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None
 def problem(error: PlacetError) -> Response:
     """An RFC 9457 problem document."""
     note_outcome(error.code)
-    headers = {"retry-after": "1"} if error.http_status in (429, 503) else None
+    headers = {"retry-after": str(error.extra.get("retryAfter", 1))} if error.http_status in (429, 503) else None
     return Response(orjson.dumps(error.problem()), error.http_status, media_type="application/problem+json", headers=headers)
 
 
@@ -209,8 +209,8 @@ class Api:
         if not isinstance(body, dict):
             raise InvalidInput("an object wanted", field="body")
         policy_id = hash_from(body.get("policyId", ""), field="/policyId")
-        self._auth.announcing(key)
-        await self._policies.announce(policy_id, hash_from(body.get("bundleSha256", ""), field="/bundleSha256"))
+        bundle = hash_from(body.get("bundleSha256", ""), field="/bundleSha256")
+        await self._policies.announce(policy_id, bundle, charge=lambda: self._auth.announcing(key))
         return reply({"policyId": hex0x(policy_id)}, 202, {"location": f"/api/v1/policies/{hex0x(policy_id)}"})
 
     async def policy(self, request: Request, key: ApiKey) -> Response:
