@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from placet.core.errors import RateLimited, Unauthenticated
@@ -138,5 +140,5 @@ async def test_28_one_key_cannot_have_operators_compile_all_day(stage: Stage) ->
     assert (await stage.gateway.request("POST", "/api/v1/policies", body, key=other)).status == 202
 
 
-async def _admit_anything(policy_id: Hash32, bundle_sha256: Hash32) -> None:
-    return None
+async def _admit_anything(policy_id: Hash32, bundle_sha256: Hash32, charge: Callable[[], None]) -> None:
+    charge()

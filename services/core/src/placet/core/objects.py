@@ -127,6 +127,10 @@ class ObjectStore:
         except (BaseError, OSError) as error:
             raise Unavailable(f"object store: {type(error).__name__}") from None
 
+    async def delete(self, digest: Hash32) -> None:
+        """Remove a blob, if it is there. Raises Unavailable."""
+        await self.delete_named(_blob(digest))
+
     async def delete_named(self, name: str) -> None:
         """Remove what lies under a name, if anything does. Raises Unavailable."""
         try:

@@ -21,7 +21,9 @@ class ChainSettings(BaseModel):
     rpc: list[str] = Field(min_length=1)
     deployments: Path
     confirmations: int = Field(default=1, ge=1)
-    reference_block_back: int = Field(default=0, ge=0, description="how many blocks behind the head a batch's reference block lies")
+    reference_block_back: int = Field(
+        default=0, ge=0, description="blocks from the head to a batch's reference block; operators' max_reference_lag_s must allow for them"
+    )
 
 
 class ServiceSettings(BaseSettings):

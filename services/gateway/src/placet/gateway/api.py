@@ -182,8 +182,8 @@ class Api:
         if not isinstance(body, dict):
             raise InvalidInput("an object wanted", field="body")
         policy_id = hash_from(body.get("policyId", ""), field="/policyId")
-        self._auth.announcing(key)
-        await self._policies.announce(policy_id, hash_from(body.get("bundleSha256", ""), field="/bundleSha256"))
+        bundle = hash_from(body.get("bundleSha256", ""), field="/bundleSha256")
+        await self._policies.announce(policy_id, bundle, charge=lambda: self._auth.announcing(key))
         return reply({"policyId": hex0x(policy_id)}, 202, {"location": f"/api/v1/policies/{hex0x(policy_id)}"})
 
     async def policy(self, request: Request, key: ApiKey) -> Response:

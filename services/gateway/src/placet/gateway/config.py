@@ -15,6 +15,7 @@ class GatewaySettings(ServiceSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535, description="the public HTTP port; 0 picks a free one")
+    grpc_port: int = Field(default=0, ge=0, le=65535, description="Open Inference V2 over gRPC; 0 picks a free one")
     database: SecretStr
     bus_key_file: Path = Field(description="32-byte Ed25519 seed, hex; operators must trust its public key")
     trusted_aggregators: list[str] = Field(min_length=1, description="Ed25519 keys (0x hex) whose attestations are taken")

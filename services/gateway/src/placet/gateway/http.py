@@ -26,7 +26,7 @@ def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None
 def problem(error: PlacetError) -> Response:
     """An RFC 9457 problem document."""
     note_outcome(error.code)
-    headers = {"retry-after": "1"} if error.http_status in (429, 503) else None
+    headers = {"retry-after": str(error.extra.get("retryAfter", 1))} if error.http_status in (429, 503) else None
     return Response(orjson.dumps(error.problem()), error.http_status, media_type="application/problem+json", headers=headers)
 
 

@@ -231,11 +231,12 @@ class Intents:
     ) -> _Found:
         request_key, request_hash = identity
         for _ in range(_MAX_RACES):
-            newest = await self._store.newest_of(request_key)
-            if newest is not None and named and newest.request_hash != request_hash:
+            now = int(self._clock())
+            task_row, attempts = await self._store.standing_of(request_key, now) or (None, 0)
+            if task_row is not None and named and task_row.request_hash != request_hash:
                 raise _conflict()
-            if newest is not None and newest.stage != "failed" and newest.expires_at > int(self._clock()):
-                return _Found(newest.task_id, newest.stage, newest.result, self._results.is_open(newest.batch_id))
+            if task_row is not None and task_row.stage != "failed" and task_row.expires_at > now:
+                return _Found(task_row.task_id, task_row.stage, task_row.result, self._results.is_open(task_row.batch_id))
             await self._early_checks(request, state, pins)
             task = Task(request.policy_client, request.intent, new_salt(), request.signature, request.args, request.attachments)
             asked = Asked(
@@ -245,7 +246,7 @@ class Intents:
                 tenant=key.id,
                 request_key=request_key,
                 request_hash=request_hash,
-                attempt=1 if newest is None else newest.attempt + 1,
+                attempt=attempts + 1,
                 relay=request.relay,
                 submitted=asyncio.get_running_loop().create_future(),
             )

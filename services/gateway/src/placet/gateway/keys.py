@@ -104,7 +104,9 @@ class Authenticator:
         """Charge the announcement of a policy. Raises RateLimited."""
         hourly = _ANNOUNCEMENTS_AN_HOUR
         if not self._bucket(key, "announcements", hourly / 3600, hourly / 2).take(1, self._clock()):
-            raise RateLimited(f"this key may announce {hourly} policies an hour, half of them at once", limit=hourly)
+            raise RateLimited(
+                f"this key may announce {hourly} policies an hour, half of them at once", limit=hourly, retryAfter=3600 // hourly
+            )
 
     def _spend(self, key: ApiKey, what: str, rate: float, amount: float) -> Bucket:
         bucket = self._bucket(key, what, rate)

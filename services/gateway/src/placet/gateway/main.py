@@ -24,6 +24,7 @@ from placet.gateway.inference.receipts import ReceiptReader, ReceiptsApi, Receip
 from placet.gateway.inference.replicas import Replicas
 from placet.gateway.inference.service import InferenceService
 from placet.gateway.inference.v2_api import V2Api
+from placet.gateway.inference.v2_grpc import V2Grpc
 from placet.gateway.insight import Insight
 from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator
@@ -100,8 +101,11 @@ class Gateway:
             resources.bus, ReceiptStore(self._database), trusted_keys(settings.trusted_inference, "trusted_inference"), settings.instance_id
         )
         self._routes: list[Route] = []
+        self._grpc: V2Grpc | None = None
+        self.grpc_port = 0
         if settings.inference:
             inference = InferenceService(self._replicas)
+            self._grpc = V2Grpc(inference, authenticator, version_of("gateway"))
             self._routes = [
                 *OpenAiApi(inference, authenticator).routes(),
                 *V2Api(inference, authenticator, version_of("gateway")).routes(),
@@ -115,8 +119,9 @@ class Gateway:
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
         await asyncio.gather(self.policies.start(), self._results.start(self._batcher.send), self._insight.start(), self._replicas.start())
-        if self._settings.inference:
+        if self._grpc is not None:
             await self._receipts.start()
+            self.grpc_port = await self._grpc.start(self._settings.host, self._settings.grpc_port)
         # The protocol is named: asyncio sets TCP_NODELAY only then, and without it every answer waits 40 ms for an acknowledgement.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,6 +153,8 @@ class Gateway:
 
     async def drain(self) -> None:
         await self._batcher.drain()
+        if self._grpc is not None:
+            await self._grpc.stop(20)
         if self._server is not None:
             self._server.should_exit = True
         if self._serving is not None:
@@ -159,6 +166,8 @@ class Gateway:
             self._server.force_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
         await self._insight.close()
+        if self._grpc is not None:
+            await self._grpc.stop(0)
         await self._replicas.stop()
         await self._receipts.stop()
         await self._results.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 
 from placet.core import topics, wire
 from placet.core.bundle import PolicyBundle, load_bundle
@@ -43,17 +44,27 @@ class PolicyBook:
             if snapshot is not None:
                 await snapshot.close()
 
-    async def announce(self, policy_id: Hash32, bundle_sha256: Hash32) -> None:
-        """Tell operators where a policy lies. The bundle is loaded and checked first.
+    async def announce(self, policy_id: Hash32, bundle_sha256: Hash32, charge: Callable[[], None]) -> None:
+        """Tell operators where a policy lies. The bundle is loaded and checked first. `charge` is called when it is news to them.
 
         Raises:
             InvalidInput, VerificationFailed, NotFound: it is not that policy.
+            RateLimited: `charge` says so.
         """
         bundle = await load_bundle(self._objects, bundle_sha256, policy_id)
+        if self._announced(policy_id) != bundle_sha256:
+            charge()
         self._keep(bundle)
         payload = wire.encode_policy_announcement(PolicyAnnouncement(policy_id, bundle_sha256))
         envelope = seal(self._signer, kind=Kind.POLICY_ANNOUNCEMENT, chain_id=0, sender=self._signer.public_key, payload=payload)
         await self._bus.publish(topics.POLICIES, policy_id, envelope)
+
+    def _announced(self, policy_id: Hash32) -> Hash32 | None:
+        """Where a policy was said to lie."""
+        record = self._policies.get(policy_id) if self._policies is not None else None
+        if record is None or record.value is None:
+            return None
+        return wire.decode_policy_announcement(open_envelope(record.value, lambda kind, sender: sender).payload).bundle_sha256
 
     def _keep(self, bundle: PolicyBundle) -> None:
         self._bundles[bundle.id] = bundle
@@ -74,13 +85,12 @@ class PolicyBook:
         if found is not None:
             self._bundles.move_to_end(policy_id)
             return found
-        record = self._policies.get(policy_id) if self._policies is not None else None
-        if record is None or record.value is None:
+        address = self._announced(policy_id)
+        if address is None:
             raise NotFound("nobody announced this policy", field="policyId")
-        announcement = wire.decode_policy_announcement(open_envelope(record.value, lambda kind, sender: sender).payload)
         async with self._loading:
             if policy_id not in self._bundles:
-                self._keep(await load_bundle(self._objects, announcement.bundle_sha256, policy_id))
+                self._keep(await load_bundle(self._objects, address, policy_id))
         return self._bundles[policy_id]
 
     def admissions(self, policy_id: Hash32, operators: OperatorSet) -> dict[Address, Admission]:

@@ -136,7 +136,8 @@ class Store:
                 "created_at": row.created_at,
                 "expires_at": row.expires_at,
             }
-            for row in rows
+            # In one order everywhere: replicas that record the same requests at once wait for each other, and not in a circle.
+            for row in sorted(rows, key=lambda row: (row.request_key, row.attempt))
         ]
         ours = sa.select(_TASK.c.position).where(_TASK.c.task_id.in_([row.task_id for row in rows]), _TASK.c.batch_id == rows[0].batch_id)
         async with self._engine.connect() as connection, connection.begin() as transaction:
@@ -191,11 +192,16 @@ class Store:
             found: bytes | None = (await connection.execute(query)).scalar_one_or_none()
             return found or None
 
-    async def newest_of(self, request_key: Hash32) -> TaskRow | None:
-        """The newest task of a request, whatever became of it."""
+    async def standing_of(self, request_key: Hash32, now: int) -> tuple[TaskRow, int] | None:
+        """The task of a request that is open or holds an unexpired certificate, whichever attempt it was; without one the newest. With it
+        the highest attempt so far."""
         attempt = sa.func.coalesce(_TASK.c.attempt, 0)  # empty in rows of releases before the column
-        query = sa.select(_TASK).where(_TASK.c.request_key == request_key).order_by(attempt.desc(), _TASK.c.created_at.desc()).limit(1)
-        return await self._one(query)
+        highest = sa.select(sa.func.max(attempt)).where(_TASK.c.request_key == request_key).scalar_subquery()
+        stands = sa.case((sa.and_(_TASK.c.stage != "failed", _TASK.c.expires_at > now), 0), else_=1)
+        query = sa.select(_TASK, highest.label("highest")).where(_TASK.c.request_key == request_key)
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(query.order_by(stands, _TASK.c.created_at.desc(), attempt.desc()).limit(1))).first()
+        return None if row is None else (_row(row), int(row.highest))
 
     async def prune(self, before: int) -> None:
         """Forget tasks that ended, and whose answer expired before a time (unix seconds)."""

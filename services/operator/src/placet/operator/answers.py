@@ -53,7 +53,7 @@ class OperatorIdentity:
     aggregators: frozenset[bytes]
     max_reference_block_age: int
     runtime_id: str
-    max_reference_lag_s: int = 60
+    max_reference_lag_s: int = 90
 
 
 @dataclass(eq=False)

@@ -20,7 +20,9 @@ class OperatorSettings(ServiceSettings):
     trusted_gateways: list[str] = Field(min_length=1, description="Ed25519 keys (0x hex) whose task batches are taken")
     trusted_aggregators: list[str] = Field(min_length=1, description="Ed25519 keys (0x hex) whose proposals are taken")
     max_reference_block_age: int = Field(default=32, ge=0, description="blocks a batch's reference block may lie behind our head")
-    max_reference_lag_s: int = Field(default=60, ge=0, description="seconds before the batch at which that block may have been superseded")
+    max_reference_lag_s: int = Field(
+        default=90, ge=0, description="by how much the block after a batch's reference block may be older than our head, in seconds"
+    )
     keep_evidence_days: int = Field(default=90, ge=8, description="how long evidence is kept; longer than attestations are valid")
     evaluation_threads: int = Field(default=2, ge=1, le=64)
     component_workers: int = Field(default=1, ge=1, le=64)

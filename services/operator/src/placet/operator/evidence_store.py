@@ -61,7 +61,13 @@ class EvidenceStore:
 
     async def put(self, records: Sequence[EvidenceRecord], now: int) -> None:
         """Store records durably. Raises Unavailable."""
-        entries = [encode_record(record) for record in records]
+        digests = {record.digest(): record for record in records}
+        query = sa.select(_INDEX.c.evidence).where(_INDEX.c.operator == self._operator, _INDEX.c.evidence.in_(list(digests)))
+        async with self._engine.connect() as connection:
+            known = set((await connection.execute(query)).scalars())
+        entries = [encode_record(record) for digest, record in digests.items() if digest not in known]
+        if not entries:
+            return  # a Proposal's group of a batch that was signed whole
         content = jsonx.canonical(entries)
         address = sha256(content)
         await self._objects.put_named(_name(now, address), content)
@@ -79,7 +85,10 @@ class EvidenceStore:
             row = (await connection.execute(query)).first()
         if row is None:
             raise NotFound("no record with this digest", field="evidence")
-        raw = await self._objects.get_named(_name(row.created_at, row.object_sha256), max_bytes=MAX_OBJECT_BYTES)
+        try:
+            raw = await self._objects.get_named(_name(row.created_at, row.object_sha256), max_bytes=MAX_OBJECT_BYTES)
+        except NotFound:  # of a release that kept evidence among the blobs
+            raw = await self._objects.get(Hash32(row.object_sha256), max_bytes=MAX_OBJECT_BYTES)
         if sha256(raw) != row.object_sha256:
             raise VerificationFailed("the object store returned bytes with another digest", field="sha256")
         for entry in jsonx.parse(raw, field="evidence", max_bytes=MAX_OBJECT_BYTES, max_depth=8):
@@ -98,5 +107,6 @@ class EvidenceStore:
                 return
             for row in rows:  # the object first: a row without one can be pruned again
                 await self._objects.delete_named(_name(row.created_at, row.object_sha256))
+                await self._objects.delete(Hash32(row.object_sha256))  # of a release that kept evidence among the blobs
             async with self._engine.begin() as connection:
                 await connection.execute(sa.delete(_INDEX).where(*old, _INDEX.c.object_sha256.in_([row.object_sha256 for row in rows])))

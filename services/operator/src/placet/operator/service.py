@@ -42,7 +42,8 @@ _SECONDS = metrics.histogram("placet_operator_respond_seconds", "Time from a bat
 
 
 T = TypeVar("T")
-_HOUSEKEEPING: tuple[type[Exception], ...] = (Unavailable, *DATABASE_ERRORS)
+_PRUNE_EVERY_S = 600.0
+_PRUNING: tuple[type[Exception], ...] = (Unavailable, *DATABASE_ERRORS)
 _TROUBLE: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *PASSED_ON)
 
 
@@ -102,6 +103,7 @@ class OperatorService:
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_house())
+            group.create_task(self._prune_evidence())
             async for records in self.subscription:
                 for record in records:
                     self._take(record)
@@ -162,9 +164,17 @@ class OperatorService:
                     await self._log.heartbeat(int(now))
                 if beat % 600 == 0:
                     await self._log.prune(int(now))
-                    await self._evidence.prune(int(now))
-            except _HOUSEKEEPING as error:
-                log.warning("signing log, evidence: %s", error)
+            except DATABASE_ERRORS as error:
+                log.warning("signing log: %s", error)
+
+    async def _prune_evidence(self) -> None:
+        """Beside the housekeeping: an object store that is slow must not stop the signing log's heart."""
+        while True:
+            await asyncio.sleep(_PRUNE_EVERY_S)
+            try:
+                await self._evidence.prune(int(self._clock()))
+            except _PRUNING as error:
+                log.warning("evidence: %s", error)
 
     @staticmethod
     def _is_over(run: asyncio.Future[Run | None], now: float) -> bool:
@@ -287,10 +297,10 @@ class OperatorService:
             raise Refused("unknown_block", "the reference block is not in this node's chain")
         if head.number - batch.block_number > self._identity.max_reference_block_age:
             raise Refused("old_block", f"the reference block is {head.number - batch.block_number} blocks old")
-        # By its own clock too: else the gateway may choose the block that suits it among all of a few minutes.
-        behind_s = batch.timestamp - following.timestamp if following.number > batch.block_number else 0
+        # By the chain's clock too: else the gateway may choose the block that suits it among all of a few minutes.
+        behind_s = head.timestamp - following.timestamp
         if behind_s > self._identity.max_reference_lag_s:
-            raise Refused("old_block", f"the reference block was the newest until {behind_s} s before the batch")
+            raise Refused("old_block", f"the reference block was superseded {behind_s} s before this node's newest")
         state = await reader.at(batch.block_hash)
         if state.epoch != batch.epoch:
             raise Refused("wrong_epoch", f"epoch {batch.epoch}, the reference block has {state.epoch}")

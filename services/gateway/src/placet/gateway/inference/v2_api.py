@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 48 << 20
 _JSON_LENGTH = "inference-header-content-length"
-_EXTENSIONS = ["binary_tensor_data", "model_repository"]
+EXTENSIONS = ["binary_tensor_data", "model_repository"]
 
 
 def v2_error(error: PlacetError) -> Response:
@@ -87,7 +87,7 @@ class V2Api:
 
     async def server(self, request: Request) -> Response:
         """What this is."""
-        return reply({"name": "placet", "version": self._version, "extensions": _EXTENSIONS})
+        return reply({"name": "placet", "version": self._version, "extensions": EXTENSIONS})
 
     async def live(self, request: Request) -> Response:
         """Whether this answers at all."""
@@ -100,19 +100,11 @@ class V2Api:
     async def index(self, request: Request, key: ApiKey) -> Response:
         """Models of tensors, by their aliases."""
         raw = await bounded_body(request, 4096)
-        wanted = orjson.loads(raw) if raw else {}
-        page: hub_pb.ListModelsResponse = await self._inference.hub("ListModels", hub_pb.ListModelsRequest(limit=200))
-        loaded = {(m.publisher, m.name, m.version) for replica in self._inference.replicas.living() for m in replica.models.values()}
-        out = []
-        for item in page.models:
-            for version in sorted(set(item.aliases.values()) or {item.newest}):
-                is_loaded = (item.publisher, item.name, version) in loaded
-                if isinstance(wanted, dict) and wanted.get("ready") is True and not is_loaded:
-                    continue
-                state = "READY" if is_loaded else "UNAVAILABLE"
-                reason = "" if is_loaded else "loaded when it is called"
-                out.append({"name": f"{item.publisher}/{item.name}", "version": str(version), "state": state, "reason": reason})
-        return reply(out)
+        try:
+            wanted = orjson.loads(raw) if raw else {}
+        except orjson.JSONDecodeError:
+            raise InvalidInput("body: not JSON", field="body") from None
+        return reply(await index_of(self._inference, only_ready=isinstance(wanted, dict) and wanted.get("ready") is True))
 
     async def metadata(self, request: Request, key: ApiKey) -> Response:
         """A model's inputs and outputs."""
@@ -175,6 +167,20 @@ class V2Api:
             return Response(body, media_type="application/json", headers=headers)
         headers[_JSON_LENGTH] = str(json_bytes)
         return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+async def index_of(inference: InferenceService, *, only_ready: bool) -> list[dict[str, str]]:
+    """Models of the hub that an alias means, and whether some replica has them in memory."""
+    page: hub_pb.ListModelsResponse = await inference.hub("ListModels", hub_pb.ListModelsRequest(limit=200))
+    loaded = {(m.publisher, m.name, m.version) for replica in inference.replicas.living() for m in replica.models.values()}
+    out = []
+    for item in page.models:
+        for version in sorted(set(item.aliases.values()) or {item.newest}):
+            is_loaded = (item.publisher, item.name, version) in loaded
+            if is_loaded or not only_ready:
+                state, reason = ("READY", "") if is_loaded else ("UNAVAILABLE", "loaded when it is called")
+                out.append({"name": f"{item.publisher}/{item.name}", "version": str(version), "state": state, "reason": reason})
+    return out
 
 
 def _reference(request: Request) -> str:
