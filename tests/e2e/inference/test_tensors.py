@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import orjson
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tritonclient.utils import InferenceServerException
@@ -162,3 +163,38 @@ async def test_receipts_are_kept_for_whom_they_belong_to(town: Town) -> None:
         assert (await other.request("GET", "/api/v1/receipts"))[1]["receipts"] == []
         with pytest.raises(NotFound):
             await other.request("GET", f"/api/v1/receipts/{given[0]['id']}")
+
+
+async def test_the_stock_grpc_client_gets_the_same(town: Town) -> None:
+    await town.linear()
+    rows = np.random.default_rng(2).normal(size=(3, 4)).astype(np.float32)
+    metadata = headers(town)
+
+    def questions(raw: bool) -> Any:
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{town.network.inside('gateway').grpc_port}") as client:
+            assert client.is_server_live()
+            assert client.is_server_ready()
+            assert client.is_model_ready("alice/linear", headers=metadata)
+            assert client.get_model_metadata("alice/linear", headers=metadata).inputs[0].shape == [-1, 4]
+            (entry,) = client.get_model_repository_index(headers=metadata).models
+            assert entry.name == "alice/linear"
+            tensor = triton_grpc.InferInput("x", [3, 4], "FP32")
+            tensor.set_data_from_numpy(rows)
+            if not raw:  # as a client without numpy sends it
+                tensor._raw_content = None
+                tensor._input.contents.fp32_contents.extend(float(value) for value in rows.ravel())
+            answer = client.infer("alice/linear", [tensor], headers=metadata, request_id="7")
+            with pytest.raises(InferenceServerException, match="no model"):
+                client.infer("alice/none", [tensor], headers=metadata)
+            with pytest.raises(InferenceServerException, match="Bearer"):
+                client.infer("alice/linear", [tensor])
+            return answer
+
+    for raw in (True, False):
+        answer = await asyncio.to_thread(questions, raw)
+        np.testing.assert_allclose(answer.as_numpy("y"), expected(rows, onnx_files.linear()), atol=1e-6)
+        response = answer.get_response()
+        assert response.id == "7"
+        receipt = receipts.decode(response.parameters["placet_receipt"].string_param.encode())
+        body = {"inputs": receipts.tensors_document([digest("x", rows)]), "outputs": [], "parameters": {}}
+        assert receipt.request_sha256 == receipts.request_digest("tensors", "alice/linear", body)
