@@ -7,6 +7,7 @@ the event loop, so it needs no lock; threads only ever see the works of one run.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Generic, TypeVar
 
 from placet.core.errors import DeadlineExceeded, Internal, PlacetError, RateLimited, Unavailable
 
-__all__ = ["WORTH_IT", "Batching", "Done", "Runner", "Work", "choose", "rate_limited", "take"]
+__all__ = ["WORTH_IT", "Batching", "Done", "Runner", "Work", "choose", "processors", "rate_limited", "take"]
 
 Feed = TypeVar("Feed")
 Out = TypeVar("Out")
@@ -28,6 +29,11 @@ WORTH_IT = 1.3
 """Rows a second in batches, over rows a second one by one: what batching must gain."""
 
 _SMOOTHING = 0.1
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ requests of several callers may share a run is decided per model, at load, by me
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import time
@@ -23,7 +22,7 @@ from placet.core.errors import InvalidInput, PlacetError, Unavailable
 from placet.core.types import Hash32
 from placet.inference.engines import profile
 from placet.inference.engines.base import EngineInfo, Tensor, TensorResult, TensorSpec
-from placet.inference.engines.batching import Batching, Runner, choose
+from placet.inference.engines.batching import Batching, Runner, choose, processors
 from placet.inference.engines.tensors import Array, arrays_of, tensor_of, wanted_outputs
 
 __all__ = ["CUDA", "OnnxEngine", "load_onnx", "new_session", "refusal"]
@@ -96,7 +95,7 @@ def load_onnx(
         ),
         unranked=_unranked(graph),
         quantisation=quantisation,
-        concurrency=concurrency or max(1, len(os.sched_getaffinity(0)) // threads),
+        concurrency=concurrency or max(1, processors() // threads),
         max_waiting=max_waiting,
         max_request_bytes=max_request_bytes,
         batch=batch,
