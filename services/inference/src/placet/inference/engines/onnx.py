@@ -65,6 +65,7 @@ def load_onnx(
     threads: int = 1,
     concurrency: int | None = None,
     max_waiting: int = 256,
+    max_waiting_bytes: int = 256 << 20,
     max_request_bytes: int = 64 << 20,
     batch: bool = True,
     warm_up: Mapping[str, Array] | None = None,
@@ -97,6 +98,7 @@ def load_onnx(
         quantisation=quantisation,
         concurrency=concurrency or max(1, processors() // threads),
         max_waiting=max_waiting,
+        max_waiting_bytes=max_waiting_bytes,
         max_request_bytes=max_request_bytes,
         batch=batch,
         warm_up=warm_up,
@@ -162,6 +164,7 @@ class OnnxEngine:
         quantisation: str,
         concurrency: int,
         max_waiting: int,
+        max_waiting_bytes: int,
         max_request_bytes: int,
         batch: bool,
         warm_up: Mapping[str, Array] | None,
@@ -193,7 +196,12 @@ class OnnxEngine:
             self._sample = {}
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
         self._runner: Runner[_Feed, list[Array]] = Runner(
-            self._run, concurrency=concurrency, max_waiting=max_waiting, max_rows=self.batching.max_rows, name="onnx"
+            self._run,
+            concurrency=concurrency,
+            max_waiting=max_waiting,
+            max_waiting_bytes=max_waiting_bytes,
+            max_rows=self.batching.max_rows,
+            name="onnx",
         )
         self.info = EngineInfo(
             engine=f"onnxruntime {ort.__version__}",
@@ -216,7 +224,9 @@ class OnnxEngine:
         names = wanted_outputs(outputs, self.outputs)
         arrays = arrays_of(inputs, self.inputs, self._max_request_bytes)
         rows = self._rows(arrays)
-        done = await self._runner.submit((arrays, names), rows=rows, key=None if alone else self._key(arrays, names), deadline=deadline)
+        key = None if alone else self._key(arrays, names)
+        size = sum(memoryview(tensor.data).nbytes for tensor in inputs)
+        done = await self._runner.submit((arrays, names), rows=rows, key=key, deadline=deadline, size=size)
         tensors = tuple(tensor_of(name, self._datatypes[name], array) for name, array in zip(names, done.out, strict=True))
         return TensorResult(tensors, rows, done.batch_rows, done.queued_s, done.computed_s)
 
