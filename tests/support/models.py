@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -40,6 +41,7 @@ def built(cache: Path, name: str, build: Callable[[Path], Path]) -> Path:
             made.rename(folder)
         except OSError:  # another process was first
             assert answer.exists()
+            shutil.rmtree(made)
     return folder / answer.read_text()
 
 

@@ -91,6 +91,30 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(runner: Runner[s
     await asyncio.gather(*asked)
 
 
+async def test_what_waits_is_bounded_in_bytes_too(gated: Gated) -> None:
+    runner: Runner[str, str] = Runner(gated, concurrency=1, max_waiting=10, max_rows=4, name="test", max_waiting_bytes=100)
+
+    def large(size: int, seconds: float = 20.0) -> asyncio.Task[Done[str]]:
+        return asyncio.create_task(runner.submit("x", rows=1, key=None, deadline=within(seconds), size=size))
+
+    runs = large(1_000)
+    await until(lambda: runner.load == (1, 0))
+    waits, late = large(60), large(30, 0.05)
+    await until(lambda: runner.load == (1, 2))
+    with pytest.raises(RateLimited):
+        await large(50)
+    with pytest.raises(DeadlineExceeded):
+        await late
+    waits.cancel()
+    await until(lambda: runner.load == (1, 0))
+    waits = large(100)
+    await until(lambda: runner.load == (1, 1))
+    gated.gate.set()
+    await asyncio.gather(runs, waits)
+    await large(100)
+    await runner.close()
+
+
 async def test_a_cancelled_waiter_frees_its_place_and_does_not_run(runner: Runner[str, str], gated: Gated) -> None:
     first = ask(runner, "a")
     await until(lambda: runner.load == (1, 0))
@@ -174,7 +198,7 @@ Spec = tuple[int, str | None]
 
 
 def works(specs: Sequence[Spec], loop: asyncio.AbstractEventLoop) -> deque[Work[int, int]]:
-    return deque(Work(number, rows, key, 0.0, 0.0, loop.create_future()) for number, (rows, key) in enumerate(specs))
+    return deque(Work(number, rows, key, 0.0, 0.0, 0, loop.create_future()) for number, (rows, key) in enumerate(specs))
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["a", "b", None])), min_size=1, max_size=12), st.integers(1, 8))

@@ -315,6 +315,28 @@ async def test_who_comes_later_does_not_wait_for_the_longest_of_the_batch(folder
         assert [answer.end.completion_tokens for answer in await asyncio.gather(*long)] == [1_000, 1_000]
 
 
+async def test_who_leaves_a_batch_changes_nothing_for_those_who_stay(folder: Path) -> None:
+    async with stepped(folder) as (engine, decoder):
+        prompt = await hello(engine)
+        decoder.may_step.release(100)
+        alone = await ask(engine, Sampling(100), prompt, alone=True)
+        await until(lambda: decoder.may_step.acquire(blocking=False) is False)
+        first = asyncio.create_task(ask(engine, Sampling(2), prompt))
+        await until(lambda: engine.load == (1, 0))
+        leaves, *stay = [asyncio.create_task(ask(engine, Sampling(100), prompt)) for _ in range(3)]
+        await until(lambda: engine.load == (4, 0))
+        before = decoder.steps
+        decoder.may_step.release(5)
+        await first
+        await until(lambda: decoder.steps == before + 5)
+        assert decoder.in_generators == 0
+        leaves.cancel()
+        await until(lambda: engine.load == (2, 0))
+        decoder.may_step.release(1_000)
+        assert [answer.text for answer in await asyncio.gather(*stay)] == [alone.text] * 2
+        assert engine._owner.builds == 1
+
+
 async def test_a_deadline_before_the_first_piece_is_an_error_and_later_an_end(folder: Path) -> None:
     async with stepped(folder) as (engine, decoder):
         prompt = await hello(engine)

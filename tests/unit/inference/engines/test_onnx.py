@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import struct
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -115,6 +117,31 @@ async def test_who_asks_to_be_alone_is_alone_and_bit_equal(model: Models) -> Non
         assert again.info.profile == engine.info.profile
         repeated = await again.infer([tensor], [], deadline=within(), alone=True)
         assert bytes(repeated.outputs[0].data) == bytes(first.outputs[0].data)
+
+
+async def test_a_fresh_process_of_the_same_profile_gives_the_same_bits(model: Models) -> None:
+    code = """
+import asyncio, hashlib, sys
+from pathlib import Path
+from placet.inference.engines.base import Tensor
+from placet.inference.engines.onnx import load_onnx
+
+async def main():
+    engine = load_onnx(Path(sys.argv[1]), threads=2, concurrency=2)
+    result = await engine.infer([Tensor("x", "FP32", (1, 256), sys.stdin.buffer.read())], [], deadline=1e9, alone=True)
+    print(engine.info.profile.hex(), hashlib.sha256(result.outputs[0].data).hexdigest())
+
+asyncio.run(main())
+"""
+    tensor = row(7)
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(model("mlp")), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await other.communicate(bytes(tensor.data))
+    async with loaded(model("mlp")) as engine:
+        result = await engine.infer([tensor], [], deadline=within(), alone=True)
+        assert engine.info.profile is not None
+        assert said.decode().split() == [engine.info.profile.hex(), hashlib.sha256(result.outputs[0].data).hexdigest()]
 
 
 async def test_dynamically_quantised_requests_of_two_callers_never_share_a_run(model: Models) -> None:

@@ -7,6 +7,7 @@ the event loop, so it needs no lock; threads only ever see the works of one run.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Generic, TypeVar
 
 from placet.core.errors import DeadlineExceeded, Internal, PlacetError, RateLimited, Unavailable
 
-__all__ = ["WORTH_IT", "Batching", "Done", "Runner", "Work", "choose", "rate_limited", "take"]
+__all__ = ["WORTH_IT", "Batching", "Done", "Runner", "Work", "choose", "processors", "rate_limited", "take"]
 
 Feed = TypeVar("Feed")
 Out = TypeVar("Out")
@@ -28,6 +29,11 @@ WORTH_IT = 1.3
 """Rows a second in batches, over rows a second one by one: what batching must gain."""
 
 _SMOOTHING = 0.1
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Work(Generic[Feed, Out]):
     key: Hashable | None
     deadline: float
     queued_at: float
+    size: int
     future: asyncio.Future[Done[Out]] = field(repr=False)
 
 
@@ -99,7 +106,7 @@ def rate_limited(waiting: int, concurrency: int, mean_s: float) -> RateLimited:
 
 
 class Runner(Generic[Feed, Out]):
-    """`concurrency` runs at once, each in its own thread; at most `max_waiting` requests wait.
+    """`concurrency` runs at once, each in its own thread; at most `max_waiting` requests wait, of at most `max_waiting_bytes` together.
 
     `run` gets the feeds of one run and returns, for each, its output or the error that is its own.
     """
@@ -112,12 +119,15 @@ class Runner(Generic[Feed, Out]):
         max_waiting: int,
         max_rows: int,
         name: str,
+        max_waiting_bytes: int = 256 << 20,
     ) -> None:
         self._run = run
         self._concurrency = concurrency
         self._max_waiting = max_waiting
+        self._max_waiting_bytes = max_waiting_bytes
         self._max_rows = max_rows
         self._waiting: deque[Work[Feed, Out]] = deque()
+        self._waiting_bytes = 0
         self._runs = 0
         self._running = 0
         self._dispatching = False
@@ -134,8 +144,8 @@ class Runner(Generic[Feed, Out]):
         """(running, waiting), in requests."""
         return self._running, len(self._waiting)
 
-    async def submit(self, feed: Feed, *, rows: int, key: Hashable | None, deadline: float) -> Done[Out]:
-        """Waits for a place and for the run. Cancelled while it waits, it gives its place back.
+    async def submit(self, feed: Feed, *, rows: int, key: Hashable | None, deadline: float, size: int = 0) -> Done[Out]:
+        """Waits for a place and for the run. Cancelled while it waits, it gives its place back. `size`: the feed's bytes.
 
         Raises:
             RateLimited, DeadlineExceeded, Unavailable (closed), and what `run` returned as this feed's error.
@@ -146,10 +156,12 @@ class Runner(Generic[Feed, Out]):
         now = loop.time()
         if deadline <= now:
             raise DeadlineExceeded("the deadline had passed before the model ran")
-        if len(self._waiting) >= self._max_waiting + self._concurrency - self._runs:
+        full = len(self._waiting) >= self._max_waiting + self._concurrency - self._runs
+        if full or (self._waiting and self._waiting_bytes + size > self._max_waiting_bytes):
             raise rate_limited(len(self._waiting), self._concurrency, self._mean_s)
-        work: Work[Feed, Out] = Work(feed, rows, key, deadline, now, loop.create_future())
+        work: Work[Feed, Out] = Work(feed, rows, key, deadline, now, size, loop.create_future())
         self._waiting.append(work)
+        self._waiting_bytes += size
         if not self._dispatching and self._runs < self._concurrency:
             # One turn later: what arrives in this turn of the loop shares the run.
             self._dispatching = True
@@ -158,8 +170,7 @@ class Runner(Generic[Feed, Out]):
         try:
             return await work.future
         except asyncio.CancelledError:
-            with suppress(ValueError):
-                self._waiting.remove(work)
+            self._forget(work)
             raise
         finally:
             expiry.cancel()
@@ -168,7 +179,8 @@ class Runner(Generic[Feed, Out]):
         """Fails who waits, lets run what runs for `grace_s`, ends the threads."""
         self._closed = True
         while self._waiting:
-            work = self._waiting.popleft()
+            work = self._waiting[0]
+            self._forget(work)
             if not work.future.done():
                 work.future.set_exception(Unavailable("the model is being unloaded"))
         if self._runs:
@@ -179,9 +191,13 @@ class Runner(Generic[Feed, Out]):
         for _ in self._threads:
             self._calls.put(None)
 
-    def _expire(self, work: Work[Feed, Out]) -> None:
+    def _forget(self, work: Work[Feed, Out]) -> None:
         with suppress(ValueError):
             self._waiting.remove(work)
+            self._waiting_bytes -= work.size
+
+    def _expire(self, work: Work[Feed, Out]) -> None:
+        self._forget(work)
         if not work.future.done():
             work.future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
 
@@ -189,6 +205,7 @@ class Runner(Generic[Feed, Out]):
         self._dispatching = False
         while self._runs < self._concurrency and self._waiting:
             works = take(self._waiting, self._max_rows)
+            self._waiting_bytes -= sum(work.size for work in works)
             self._runs += 1
             self._running += len(works)
             self._calls.put(partial(self._work, works, loop, loop.time()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from tokenizers import Tokenizer
 from placet.core.errors import InvalidInput, PlacetError, TooLarge, Unavailable
 from placet.inference.engines import profile
 from placet.inference.engines.base import EmbeddingResult, EngineInfo
-from placet.inference.engines.batching import Runner, choose
+from placet.inference.engines.batching import Runner, choose, processors
 from placet.inference.engines.onnx import new_session, refusal
 from placet.inference.engines.places import Places
 from placet.inference.engines.tensors import Array
@@ -81,7 +80,7 @@ def load_embedding(
     shared_length = 0
     if quantisation != "dynamic" and model.alike(probes):
         shared_length = model.gains_up_to([length for length in _MEASURED_LENGTHS if length <= context], probes[0][0])
-    size = concurrency or max(1, len(os.sched_getaffinity(0)) // threads)
+    size = concurrency or max(1, processors() // threads)
     info = EngineInfo(
         engine=f"onnxruntime {ort.__version__}",
         provider=provider,

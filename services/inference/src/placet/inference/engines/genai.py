@@ -68,6 +68,7 @@ def load_genai(
     Raises:
         InvalidInput: not such a folder. Unavailable: it did not load in time.
     """
+    og.disable_telemetry_events()
     config = _json(folder / "genai_config.json")
     try:
         model = config["model"]

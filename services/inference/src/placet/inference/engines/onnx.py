@@ -7,7 +7,6 @@ requests of several callers may share a run is decided per model, at load, by me
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import time
@@ -23,7 +22,7 @@ from placet.core.errors import InvalidInput, PlacetError, Unavailable
 from placet.core.types import Hash32
 from placet.inference.engines import profile
 from placet.inference.engines.base import EngineInfo, Tensor, TensorResult, TensorSpec
-from placet.inference.engines.batching import Batching, Runner, choose
+from placet.inference.engines.batching import Batching, Runner, choose, processors
 from placet.inference.engines.tensors import Array, arrays_of, tensor_of, wanted_outputs
 
 __all__ = ["CUDA", "OnnxEngine", "load_onnx", "new_session", "refusal"]
@@ -66,6 +65,7 @@ def load_onnx(
     threads: int = 1,
     concurrency: int | None = None,
     max_waiting: int = 256,
+    max_waiting_bytes: int = 256 << 20,
     max_request_bytes: int = 64 << 20,
     batch: bool = True,
     warm_up: Mapping[str, Array] | None = None,
@@ -96,8 +96,9 @@ def load_onnx(
         ),
         unranked=_unranked(graph),
         quantisation=quantisation,
-        concurrency=concurrency or max(1, len(os.sched_getaffinity(0)) // threads),
+        concurrency=concurrency or max(1, processors() // threads),
         max_waiting=max_waiting,
+        max_waiting_bytes=max_waiting_bytes,
         max_request_bytes=max_request_bytes,
         batch=batch,
         warm_up=warm_up,
@@ -163,6 +164,7 @@ class OnnxEngine:
         quantisation: str,
         concurrency: int,
         max_waiting: int,
+        max_waiting_bytes: int,
         max_request_bytes: int,
         batch: bool,
         warm_up: Mapping[str, Array] | None,
@@ -194,7 +196,12 @@ class OnnxEngine:
             self._sample = {}
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
         self._runner: Runner[_Feed, list[Array]] = Runner(
-            self._run, concurrency=concurrency, max_waiting=max_waiting, max_rows=self.batching.max_rows, name="onnx"
+            self._run,
+            concurrency=concurrency,
+            max_waiting=max_waiting,
+            max_waiting_bytes=max_waiting_bytes,
+            max_rows=self.batching.max_rows,
+            name="onnx",
         )
         self.info = EngineInfo(
             engine=f"onnxruntime {ort.__version__}",
@@ -217,7 +224,9 @@ class OnnxEngine:
         names = wanted_outputs(outputs, self.outputs)
         arrays = arrays_of(inputs, self.inputs, self._max_request_bytes)
         rows = self._rows(arrays)
-        done = await self._runner.submit((arrays, names), rows=rows, key=None if alone else self._key(arrays, names), deadline=deadline)
+        key = None if alone else self._key(arrays, names)
+        size = sum(memoryview(tensor.data).nbytes for tensor in inputs)
+        done = await self._runner.submit((arrays, names), rows=rows, key=key, deadline=deadline, size=size)
         tensors = tuple(tensor_of(name, self._datatypes[name], array) for name, array in zip(names, done.out, strict=True))
         return TensorResult(tensors, rows, done.batch_rows, done.queued_s, done.computed_s)
 
