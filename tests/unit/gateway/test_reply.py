@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from placet.gateway.api import reply
+from placet.gateway.http import reply
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 10**77, [{"limit": 2**200, "name": "Zürich"}]])

@@ -103,8 +103,7 @@ class ModelPool:
         Raises:
             InvalidInput: it is of a kind that is not run here, or too large. Unavailable: it cannot be loaded now. NotFound.
         """
-        loaded = self._loaded.get(row.sha256)
-        if loaded is None:
+        while (loaded := self._loaded.get(row.sha256)) is None:  # again, if it was freed for another before we came to use it
             failed = self._failed.get(row.sha256)
             if failed is not None and self._clock() < failed[0] + _RETRY_S:
                 raise failed[1]
@@ -112,7 +111,7 @@ class ModelPool:
                 task = asyncio.create_task(self._bring(row), name=f"load {row.sha256.hex()[:8]}")
                 self._loading[row.sha256] = task
                 task.add_done_callback(lambda done: self._brought(row.sha256, done))
-            loaded = await asyncio.shield(self._loading[row.sha256])
+            await asyncio.shield(self._loading[row.sha256])
         loaded.in_use += 1
         loaded.used_at = self._clock()
         self._loaded.move_to_end(row.sha256)
