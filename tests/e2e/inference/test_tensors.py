@@ -198,3 +198,24 @@ async def test_the_stock_grpc_client_gets_the_same(town: Town) -> None:
         receipt = receipts.decode(response.parameters["placet_receipt"].string_param.encode())
         body = {"inputs": receipts.tensors_document([digest("x", rows)]), "outputs": [], "parameters": {}}
         assert receipt.request_sha256 == receipts.request_digest("tensors", "alice/linear", body)
+
+
+async def test_the_replica_itself_answers_callers_inside_the_cluster(town: Town) -> None:
+    await town.linear()
+    rows = np.ones((2, 4), np.float32)
+
+    def inside() -> Any:
+        with triton.InferenceServerClient(f"127.0.0.1:{town.network.inside('inference-0').http_port}") as client:
+            tensor = triton.InferInput("x", [2, 4], "FP32")
+            tensor.set_data_from_numpy(rows)
+            plain = client.infer("alice/linear", [tensor])
+            signed = client.infer("alice/linear", [tensor], model_version="1", headers={"placet-receipt": "true"})
+            with pytest.raises(InferenceServerException, match="not_found"):
+                client.infer("alice/none", [tensor])
+            return plain, signed
+
+    plain, signed = await asyncio.to_thread(inside)
+    np.testing.assert_array_equal(plain.as_numpy("y"), signed.as_numpy("y"))
+    np.testing.assert_allclose(plain.as_numpy("y"), expected(rows, onnx_files.linear()), atol=1e-6)
+    assert "parameters" not in plain.get_response()
+    assert receipts.decode(signed.get_response()["parameters"]["placet_receipt"].encode()).rows == 2

@@ -14,6 +14,7 @@ class InferenceSettings(ServiceSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535, description="the gRPC port; 0 picks a free one")
+    http_port: int = Field(default=0, ge=0, le=65535, description="Open Inference V2 for callers inside the cluster; 0 picks a free one")
     database: SecretStr = Field(description="the Model Hub's database, shared by replicas")
     hub_id: str = Field(description="name of this hub, which publishers sign, for instance placet:8453")
     bus_key_file: Path = Field(description="32-byte Ed25519 seed, hex; gateways and settlement must trust its public key")

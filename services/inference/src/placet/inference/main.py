@@ -18,6 +18,7 @@ from placet.inference.engines.embedding import load_embedding
 from placet.inference.engines.genai import load_genai
 from placet.inference.engines.onnx import load_onnx
 from placet.inference.engines.profile import CPU
+from placet.inference.http import V2Http
 from placet.inference.hub.inspector import Inspector
 from placet.inference.hub.service import Hub
 from placet.inference.hub.store import HubStore
@@ -61,7 +62,8 @@ class Inference:
             InferenceServicer(self.runner, version=version_of("inference"), is_draining=lambda: self._draining),
             HubServicer(self.hub, self._usage, max_blob_bytes=settings.max_blob_bytes),
         )
-        self.port = 0
+        self._http = V2Http(self.runner, store, longest_s=settings.longest_request_s)
+        self.port = self.http_port = 0
         self._warm = False
 
     async def _load(self, manifest: Manifest, folder: Path) -> Engine:
@@ -98,6 +100,7 @@ class Inference:
         if not self.port:
             raise Unavailable(f"port {self._settings.port} is taken")
         await self._server.start()
+        self.http_port = await self._http.start(self._settings.host, self._settings.http_port)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -125,12 +128,12 @@ class Inference:
 
     async def drain(self) -> None:
         self._draining = True
-        await self._server.stop(self._settings.drain_s - 2)
+        await asyncio.gather(self._server.stop(self._settings.drain_s - 2), self._http.stop())
         await self.runner.drain()
         await self._usage.flush()
 
     async def stop(self) -> None:
-        await self._server.stop(0)
+        await asyncio.gather(self._server.stop(0), self._http.stop())
         await self._pool.close()
         await self._database.dispose()
 

@@ -26,7 +26,7 @@ from placet.core.tensors import Tensor
 from placet.core.types import Address, Hash32
 from placet.inference import openai
 from placet.inference.engines.base import EmbeddingEngine, TensorEngine, TextEngine
-from placet.inference.hub.store import HubStore
+from placet.inference.hub.store import HubStore, VersionRow
 from placet.inference.pool import Loaded, ModelPool
 from placet.inference.surfaces import Answer, Piece
 from placet.inference.usage import UsageLog
@@ -53,6 +53,10 @@ _KIND_OF_SURFACE: Mapping[str, frozenset[ModelKind]] = {
 }
 _REQUESTS = metrics.counter("placet_inference_requests_total", "Requests that ended, by surface and outcome.", ["surface", "outcome"])
 _SECONDS = metrics.histogram("placet_inference_request_seconds", "Time from a request to its last byte.", ["surface"])
+
+
+_ROW_S = 60.0
+_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ class Runner:
         self._bus = bus
         self._longest_s = longest_s
         self._clock = clock
+        self._rows: dict[Hash32, tuple[float, VersionRow]] = {}
         self._publishing: set[asyncio.Task[None]] = set()
 
     def request_of(self, message: pb.RunRequest) -> Request:
@@ -159,8 +164,8 @@ class Runner:
             with_receipt=not message.without_receipt,
         )
 
-    async def _take(self, request: Request) -> Loaded:
-        row = await self._store.by_digest(request.model_sha256)
+    async def _take(self, request: Request, row: VersionRow | None = None) -> Loaded:
+        row = row or await self._row(request.model_sha256)
         if row.manifest.kind not in _KIND_OF_SURFACE[request.surface]:
             raise InvalidInput(f"model: a model of kind {row.manifest.kind.value} does not answer {request.surface}", field="model")
         if request.mode is not Mode.VANILLA:
@@ -184,8 +189,19 @@ class Runner:
         finally:
             await self.pool.give(loaded)
 
-    async def run(self, request: Request) -> AsyncIterator[Piece | Finished]:
-        """Run a request; the last event is Finished. Closing the iterator before stops the work, and the receipt goes to the bus.
+    async def _row(self, sha256: Hash32) -> VersionRow:
+        """A version by its digest. It never changes, and the gateway has just looked whether it is still there, so a minute old is fine."""
+        now = self._clock()
+        cached = self._rows.get(sha256)
+        if cached is None or now - cached[0] > _ROW_S:
+            cached = self._rows[sha256] = now, await self._store.by_digest(sha256)
+            while len(self._rows) > _ROWS:
+                del self._rows[next(iter(self._rows))]
+        return cached[1]
+
+    async def run(self, request: Request, row: VersionRow | None = None) -> AsyncIterator[Piece | Finished]:
+        """Run a request; the last event is Finished. Closing the iterator before stops the work, and the receipt goes to the bus. `row`:
+        the version, when it is known already.
 
         Raises:
             PlacetError: nothing was delivered, or the stream ends here.
@@ -193,7 +209,7 @@ class Runner:
         started, started_ms = time.perf_counter(), int(1000 * self._clock())
         outcome = "failed"
         try:
-            loaded = await self._take(request)
+            loaded = await self._take(request, row)
             try:
                 first_s: float | None = None
                 async with aclosing(self._events(request, loaded, started_ms)) as events:  # type: ignore[type-var]
