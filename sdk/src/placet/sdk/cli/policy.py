@@ -433,11 +433,10 @@ def _of_running_network(options: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {"object_store": "objectStore", "rpc": "rpc", "deployments": "deployments"}
     # One of them given, and the rest taken from here, would mix two networks.
     named = [name for name in (*wanted, "gateway") if options[name] is not None]
-    if named and options["gateway"] is None:
-        raise InvalidInput("which gateway? give --gateway and --api-key too, or run `placet up` here and name no part of a network")
     ready = {} if named else running_network()
     found = {**options, **{name: options[name] or ready.get(key) for name, key in wanted.items()}}
-    if missing := [f"--{name.replace('_', '-')}" for name in wanted if found[name] is None]:
+    needed = [*wanted, *(["gateway"] if named else [])]
+    if missing := [f"--{name.replace('_', '-')}" for name in needed if found[name] is None]:
         raise InvalidInput(f"which network? give {', '.join(missing)}, or run `placet up` here and give none of them")
     if found["key_file"] is None and found["sender"] is None:
         found["sender"] = ready.get("account")
