@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,12 +18,15 @@ import onnxruntime_genai as og
 import pytest
 from tokenizers import Tokenizer
 
-from placet.core.errors import DeadlineExceeded, InvalidInput, RateLimited, Unavailable
+from placet.core.errors import DeadlineExceeded, InvalidInput, RateLimited, TooLarge, Unavailable
 from placet.core.receipts import Finish
 from placet.inference.engines import genai
 from placet.inference.engines.base import ChatMessage, Sampling, TextEnd, TextPiece, TextPrompt
-from placet.inference.engines.genai import GenaiEngine, OgDecoder, load_genai
-from placet.inference.engines.owner import Step, Task
+from placet.inference.engines.decoding import Job, Step
+from placet.inference.engines.genai import GenaiEngine, load_genai
+from placet.inference.engines.ogdecoder import OgDecoder
+from placet.inference.engines.remote import RemoteDecoder
+from tests.support.models import CHAT_TEMPLATE
 from tests.support.waiting import until, within
 
 SCHEMA = {
@@ -39,7 +44,8 @@ def folder(model: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 async def engine(folder: Path) -> AsyncIterator[GenaiEngine]:
-    async with loaded(folder) as made:
+    """In this process: most tests are not about the child, which takes half a second to start."""
+    async with loaded(folder, decoder=partial(OgDecoder, folder, template=CHAT_TEMPLATE)) as made:
         yield made
 
 
@@ -85,10 +91,10 @@ class Stepped(OgDecoder):
     """onnxruntime-genai, a step at a time."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, providers=None, threads=1, max_batch=8)
+        super().__init__(folder, template=CHAT_TEMPLATE)
         self.may_step = threading.Semaphore(0)
         self.steps = 0
-        self.dropped: list[Task] = []
+        self.dropped: list[Job] = []
         self.in_generators = 0
 
     def step(self) -> Iterable[Step]:
@@ -97,9 +103,9 @@ class Stepped(OgDecoder):
         self.in_generators = len(self._generators)
         return super().step()
 
-    def drop(self, task: Task) -> None:
-        self.dropped.append(task)
-        super().drop(task)
+    def drop(self, job: Job) -> None:
+        self.dropped.append(job)
+        super().drop(job)
 
 
 @asynccontextmanager
@@ -122,25 +128,30 @@ class Scripted:
 
     provider = "CPUExecutionProvider"
 
-    def __init__(self, tokens: Sequence[int], *, ends: bool = False) -> None:
+    def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = tokens
-        self._ends = ends
-        self._left: dict[Task, Iterator[int]] = {}
+        self._left: dict[Job, Iterator[int]] = {}
 
-    def begin(self, tasks: Sequence[Task]) -> Iterable[Step]:
-        self._left |= {task: iter(self._tokens) for task in tasks}
+    def chat_text(self, messages: str) -> str:
+        return messages
+
+    def begin(self, jobs: Sequence[Job]) -> Iterable[Step]:
+        self._left |= {job: iter(self._tokens) for job in jobs}
         return []
 
     def step(self) -> Iterable[Step]:
-        for task, left in list(self._left.items()):
+        for job, left in list(self._left.items()):
             token = next(left, None)
-            yield Step(task, token=token, finish=Finish.STOP if token is None else None)
+            yield Step(job, token=token, finish=Finish.STOP if token is None else None)
 
-    def drop(self, task: Task) -> None:
-        self._left.pop(task, None)
+    def drop(self, job: Job) -> None:
+        self._left.pop(job, None)
 
     def close(self) -> None:
         self._left.clear()
+
+    def kill(self) -> None:
+        pass
 
 
 def saying(folder: Path, text: str) -> Callable[[], Scripted]:
@@ -315,6 +326,22 @@ async def test_who_comes_later_does_not_wait_for_the_longest_of_the_batch(folder
         assert [answer.end.completion_tokens for answer in await asyncio.gather(*long)] == [1_000, 1_000]
 
 
+async def test_nobody_waits_inside_a_batch_however_many_come_together(folder: Path) -> None:
+    async with stepped(folder, concurrency=16) as (engine, decoder):
+        prompt = await hello(engine)
+        first = asyncio.create_task(ask(engine, Sampling(1), prompt))
+        await until(lambda: engine.load == (1, 0))
+        many = [asyncio.create_task(ask(engine, Sampling(count), prompt)) for count in (900, 900, 900, 900, 900, 900, 900, 900, 2, 2, 2)]
+        await until(lambda: engine.load == (12, 0))
+        decoder.may_step.release(3)
+        await first
+        assert [answer.end.completion_tokens for answer in await asyncio.gather(*many[8:])] == [2, 2, 2]
+        assert not any(task.done() for task in many[:8])
+        assert decoder.in_generators == 0
+        decoder.may_step.release(2_000)
+        assert {answer.end.completion_tokens for answer in await asyncio.gather(*many[:8])} == {900}
+
+
 async def test_who_leaves_a_batch_changes_nothing_for_those_who_stay(folder: Path) -> None:
     async with stepped(folder) as (engine, decoder):
         prompt = await hello(engine)
@@ -359,16 +386,17 @@ async def test_a_deadline_before_the_first_piece_is_an_error_and_later_an_end(fo
 
 async def test_a_full_queue_refuses_and_who_leaves_it_frees_a_place(folder: Path) -> None:
     async with stepped(folder, concurrency=1, max_waiting=1) as (engine, decoder):
-        runs = asyncio.create_task(ask(engine, Sampling(3)))
+        prompt = await hello(engine)
+        runs = asyncio.create_task(ask(engine, Sampling(3), prompt))
         await until(lambda: engine.load == (1, 0))
-        waits = asyncio.create_task(ask(engine, Sampling(3)))
+        waits = asyncio.create_task(ask(engine, Sampling(3), prompt))
         await until(lambda: engine.load == (1, 1))
         with pytest.raises(RateLimited) as refused:
-            await ask(engine, Sampling(3))
+            await ask(engine, Sampling(3), prompt)
         assert refused.value.extra["retry_after_ms"] > 0
         waits.cancel()
         await until(lambda: engine.load == (1, 0))
-        waits = asyncio.create_task(ask(engine, Sampling(3)))
+        waits = asyncio.create_task(ask(engine, Sampling(3), prompt))
         await until(lambda: engine.load == (1, 1))
         decoder.may_step.release(100)
         assert (await runs).end.queued_s == 0
@@ -389,7 +417,7 @@ class Breaking(OgDecoder):
 
 
 async def test_an_engine_that_breaks_fails_what_is_open_and_is_built_anew(folder: Path) -> None:
-    async with loaded(folder, decoder=partial(Breaking, folder, providers=None, threads=1, max_batch=8)) as engine:
+    async with loaded(folder, decoder=partial(Breaking, folder, template=CHAT_TEMPLATE)) as engine:
         before = await ask(engine, Sampling(20))
         Breaking.broken.set()
         failed = await asyncio.gather(*(ask(engine, Sampling(20)) for _ in range(3)), return_exceptions=True)
@@ -422,7 +450,7 @@ class Hanging(OgDecoder):
 async def test_an_engine_that_hangs_fails_what_is_open_and_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(genai, "_WATCH_S", 0.02)
     Hanging.goes_on.clear()
-    build = partial(Hanging, folder, providers=None, threads=1, max_batch=8)
+    build = partial(Hanging, folder, template=CHAT_TEMPLATE)
     async with loaded(folder, decoder=build, stuck_after_s=0.2) as engine:
         before = await ask(engine, Sampling(20))
         hung = engine._owner
@@ -444,7 +472,7 @@ async def test_an_engine_that_cannot_be_rebuilt_yet_says_so_and_is_tried_again(f
         kind = next(builds)
         if kind is None:
             raise RuntimeError("out of memory")
-        return kind(folder, providers=None, threads=1, max_batch=8)
+        return kind(folder, template=CHAT_TEMPLATE)
 
     async with loaded(folder, decoder=build) as engine:
         before = await ask(engine, Sampling(20))
@@ -463,7 +491,7 @@ async def test_between_two_tries_to_rebuild_nobody_waits(folder: Path) -> None:
         kind = next(builds, None)
         if kind is None:
             raise RuntimeError("out of memory")
-        return kind(folder, providers=None, threads=1, max_batch=8)
+        return kind(folder, template=CHAT_TEMPLATE)
 
     async with loaded(folder, decoder=build) as engine:
         Breaking.broken.set()
@@ -496,6 +524,97 @@ async def test_closing_interrupts_what_runs_and_fails_what_waits(folder: Path) -
             await ask(engine, Sampling(5), prompt)
         with pytest.raises(Unavailable):
             await hello(engine)
+
+
+# --- the child process
+
+
+def child(engine: GenaiEngine) -> int:
+    decoder = engine._owner._decoder
+    assert isinstance(decoder, RemoteDecoder)
+    return decoder._child.pid
+
+
+async def test_a_child_process_says_what_the_same_decoder_says_here(engine: GenaiEngine, folder: Path) -> None:
+    samplings = [
+        Sampling(60),
+        Sampling(60, temperature=0.9, top_k=50, top_p=0.95, seed=7),
+        Sampling(60, guidance=("json_schema", json.dumps(SCHEMA))),
+        Sampling(60, stop=("e", "o")),
+    ]
+    here = [await ask(engine, sampling, alone=True) for sampling in samplings]
+    async with loaded(folder) as remote:
+        assert remote.info.provider == engine.info.provider
+        assert remote.info.profile == engine.info.profile
+        there = await asyncio.gather(*(ask(remote, sampling) for sampling in samplings))
+        assert [answer.text for answer in there] == [answer.text for answer in here]
+        assert [answer.end.finish for answer in there] == [answer.end.finish for answer in here]
+        for guidance in (("regex", "("), ("regex", "[é-ü]{3}🎈")):
+            with pytest.raises(InvalidInput) as refused:
+                await ask(remote, Sampling(20, guidance=guidance))
+            assert refused.value.field == "/response_format"
+        with pytest.raises(InvalidInput) as refused:
+            await remote.chat_prompt([ChatMessage("tool", "x")])
+        assert refused.value.field == "/messages"
+        assert remote._owner.builds == 1
+        pid = child(remote)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_the_child_knows_no_secret(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACET_SIGNING_KEY", "very-secret")
+    async with loaded(folder) as engine:
+        environment = Path(f"/proc/{child(engine)}/environ").read_bytes()
+        assert b"LANG=" in environment
+        assert b"secret" not in environment
+
+
+async def test_a_child_that_dies_fails_what_is_open_and_another_is_born(folder: Path) -> None:
+    async with loaded(folder) as engine:
+        prompt = await hello(engine)
+        before = await ask(engine, Sampling(20), prompt)
+        answer = engine.generate(prompt, Sampling(2_000), deadline=within())
+        assert isinstance(await anext(aiter(answer)), TextPiece)
+        dead = child(engine)
+        os.kill(dead, signal.SIGKILL)
+        with pytest.raises(Unavailable):
+            async for _ in answer:
+                pass
+        assert (await ask(engine, Sampling(20), prompt)).text == before.text
+        assert child(engine) != dead
+        assert engine.load == (0, 0)
+
+
+async def test_a_child_that_hangs_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(genai, "_WATCH_S", 0.02)
+    async with loaded(folder, stuck_after_s=0.3) as engine:
+        prompt = await hello(engine)
+        before = await ask(engine, Sampling(20), prompt)
+        hung, owner = child(engine), engine._owner
+        os.kill(hung, signal.SIGSTOP)
+        with pytest.raises(Unavailable):
+            await ask(engine, Sampling(20), prompt)
+        assert await asyncio.to_thread(owner.join, 10)
+        assert not Path(f"/proc/{hung}").exists()
+        await until(lambda: engine._owner.overdue is False)
+        assert (await ask(engine, Sampling(20), prompt)).text == before.text
+
+
+async def test_a_chat_template_that_never_ends_hurts_only_its_own_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(genai, "_WATCH_S", 0.02)
+    loop_for_ever = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    async with loaded(copied(folder, tmp_path / "m", chat_template=loop_for_ever), stuck_after_s=0.3) as engine:
+        with pytest.raises(Unavailable):
+            await hello(engine)
+        prompt = await engine.plain_prompt("the dog")
+        assert (await ask(engine, Sampling(20), prompt)).end.completion_tokens == 20
+
+
+async def test_a_model_that_does_not_load_in_time_is_given_up(folder: Path) -> None:
+    with pytest.raises(Unavailable, match="did not load in time"):
+        load_genai(folder, build_within_s=0.001)
 
 
 # --- what is asked
@@ -541,6 +660,14 @@ async def test_the_chat_template_is_the_models(engine: GenaiEngine) -> None:
     assert prompt.text == '<|system|>be kind<|end|><|user|>Grüße\n"{{ x }}"<|end|><|assistant|>'
     assert prompt.tokens[0] == 2
     assert prompt.tokens[-1] == 4
+
+
+async def test_what_cannot_fit_is_not_even_encoded(engine: GenaiEngine) -> None:
+    long = "x" * 1_000_000
+    for prompt, field in ((engine.plain_prompt(long), "/prompt"), (engine.chat_prompt([ChatMessage("user", long)]), "/messages")):
+        with pytest.raises(TooLarge) as refused:
+            await prompt
+        assert refused.value.field == field
 
 
 async def test_a_role_the_template_does_not_know_is_refused(engine: GenaiEngine) -> None:

@@ -1,31 +1,21 @@
 """Language models on onnxruntime-genai.
 
-What was measured with 0.18, and shapes this module
-- The library has telemetry: it is switched off before anything else.
-- `og.Engine` must be created and driven by one thread (owner.py). With ordinary exports it batches statically: who comes while a batch runs
-  waits until the longest answer of the batch is complete. So requests that arrive together share a batch, and whoever comes later gets a
-  `og.Generator`, which is stepped in turn with the batch.
-- A seed needs a Generator. So does guidance: a grammar that does not fit the vocabulary makes an Engine useless for everybody in it, a
-  Generator only for its own request. So does a request that must run alone.
-- A token outside the vocabulary breaks the Engine too: prompts are checked before.
-- Sampling keeps the top logit unless top_k is set as well.
+The model lives in a child process (remote.py), driven by one thread (owner.py); what comes of it token by token is made into pieces of
+text there and given to the loop that asked. Whoever waits for a piece is the watchdog of the thread it waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import onnxruntime_genai as og
 from tokenizers import Tokenizer
 
@@ -33,17 +23,17 @@ from placet.core.errors import DeadlineExceeded, InvalidInput, TooLarge, Unavail
 from placet.core.receipts import Finish
 from placet.inference.engines import profile
 from placet.inference.engines.base import ChatMessage, EngineInfo, Sampling, TextEnd, TextPiece, TextPrompt
-from placet.inference.engines.onnx import CUDA, refusal
-from placet.inference.engines.owner import Decoder, Ended, Event, Owner, Step, Task
+from placet.inference.engines.decoding import Decoder
+from placet.inference.engines.owner import Ended, Event, Owner, Task
 from placet.inference.engines.places import Places
+from placet.inference.engines.remote import RemoteDecoder
 
-__all__ = ["GenaiEngine", "OgDecoder", "load_genai"]
+__all__ = ["GenaiEngine", "load_genai"]
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 _MAX_GUIDANCE_BYTES = 65_536
 _GUIDANCE = ("json_schema", "regex", "lark_grammar")
-_EVENTS = 256
 _WATCH_S = 1.0
 _REBUILD_AFTER_S = 1.0
 """Between two tries to replace what failed; the first is at once."""
@@ -63,12 +53,11 @@ def load_genai(
     """Load a folder: model.onnx, genai_config.json, tokenizer.json, tokenizer_config.json. Blocks, up to minutes: call it in a thread.
 
     `providers` None: CUDA when it is there, then CPU. `concurrency` requests run at once. An engine that gives no sign of life for
-    `stuck_after_s` is rebuilt. `decoder`: another one than onnxruntime-genai's, for tests.
+    `stuck_after_s` is rebuilt. `decoder`: another one than a child process with onnxruntime-genai.
 
     Raises:
         InvalidInput: not such a folder. Unavailable: it did not load in time.
     """
-    og.disable_telemetry_events()
     config = _json(folder / "genai_config.json")
     try:
         model = config["model"]
@@ -82,12 +71,10 @@ def load_genai(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     template = _template(folder)
-    try:
-        processor = None if template is None else og.Tokenizer(str(folder))
-    except RuntimeError as error:
-        raise InvalidInput(f"onnxruntime-genai does not load the tokenizer: {refusal(error)}", field="model") from None
     started = time.perf_counter()
-    build = decoder or partial(OgDecoder, folder, providers=providers, threads=threads, max_batch=concurrency)
+    build = decoder or partial(
+        RemoteDecoder, folder, providers=providers, threads=threads, max_batch=concurrency, template=template, ready_within_s=build_within_s
+    )
     new_owner = partial(Owner, build, stuck_after_s=stuck_after_s, build_within_s=build_within_s, name="genai")
     owner = new_owner()
     owner.wait_until_built()
@@ -117,8 +104,7 @@ def load_genai(
         new_owner,
         vocabulary=vocabulary,
         places=Places(concurrency, max_waiting),
-        template=template,
-        processor=processor,
+        chats=template is not None,
     )
 
 
@@ -150,8 +136,7 @@ class GenaiEngine:
         *,
         vocabulary: int,
         places: Places,
-        template: str | None,
-        processor: Any,
+        chats: bool,
     ) -> None:
         self.info = info
         self._tokenizer = tokenizer
@@ -159,10 +144,10 @@ class GenaiEngine:
         self._new_owner = new_owner
         self._vocabulary = vocabulary
         self._places = places
-        self._template = template
-        # The template processor is not known to be safe for threads: one thread, and it is not the owner's, which must not wait for it.
-        self._prompts = ThreadPoolExecutor(1, thread_name_prefix="genai-prompt")
-        self._processor = processor
+        self._chats = chats
+        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
+        # Not the owner's thread, which must not wait for it.
+        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="genai-prompt")
         self._closed = False
         self.rebuilds = 0
         """Owners that hung or could not load, and were replaced."""
@@ -174,33 +159,40 @@ class GenaiEngine:
 
     async def chat_prompt(self, messages: Sequence[ChatMessage]) -> TextPrompt:
         """As `TextEngine.chat_prompt`."""
-        if self._template is None:
+        if not self._chats:
             raise InvalidInput("the model has no chat template: use completions", field="/messages")
         if not messages:
             raise InvalidInput("at least one message is wanted", field="/messages")
+        self._check_length(sum(len(message.content) for message in messages), "/messages")
         plain = [
             {**message.extra, "role": message.role, "content": message.content, **({} if message.name is None else {"name": message.name})}
             for message in messages
         ]
-        return await self._in_thread(lambda: self._chat(json.dumps(plain)))
+        owner = self._living_owner()
+        rendered = owner.chat_text(json.dumps(plain))
+        while not (await asyncio.wait([rendered], timeout=_WATCH_S))[0]:
+            self._watch(owner)
+        return await self._encoded(rendered.result(), special=False)
 
     async def plain_prompt(self, text: str) -> TextPrompt:
         """As `TextEngine.plain_prompt`."""
-        return await self._in_thread(lambda: TextPrompt(tuple(self._tokenizer.encode(text).ids), text))
+        self._check_length(len(text), "/prompt")
+        return await self._encoded(text, special=True)
 
-    async def _in_thread(self, call: Callable[[], TextPrompt]) -> TextPrompt:
+    async def _encoded(self, text: str, *, special: bool) -> TextPrompt:
         if self._closed:
             raise Unavailable("the model is being unloaded")
-        return await asyncio.get_running_loop().run_in_executor(self._prompts, call)
 
-    def _chat(self, messages: str) -> TextPrompt:
-        assert self._processor is not None
-        try:
-            text = self._processor.apply_chat_template(messages, template_str=self._template, add_generation_prompt=True)
-        except RuntimeError as error:
-            said = str(error).partition(" at row ")[0].splitlines()
-            raise InvalidInput(f"the model's chat template refuses: {said[0][:200] if said else 'it fails'}", field="/messages") from None
-        return TextPrompt(tuple(self._tokenizer.encode(text, add_special_tokens=False).ids), text)
+        def encode() -> TextPrompt:
+            # Of the library's two ways only this one lets go of the interpreter's lock.
+            return TextPrompt(tuple(self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids), text)
+
+        return await asyncio.get_running_loop().run_in_executor(self._encoding, encode)
+
+    def _check_length(self, characters: int, field: str) -> None:
+        """What cannot fit is not even encoded."""
+        if characters > (self.info.context_length or 0) * self._longest:
+            raise TooLarge(f"{characters} characters cannot fit into the context of {self.info.context_length} tokens", field=field)
 
     async def generate(
         self, prompt: TextPrompt, sampling: Sampling, *, deadline: float, alone: bool = False
@@ -244,7 +236,7 @@ class GenaiEngine:
         self._owner.close()
         if not await asyncio.to_thread(self._owner.join, 5.0):
             self._owner.abandon(Unavailable("the model is being unloaded"))
-        self._prompts.shutdown(wait=False, cancel_futures=True)
+        self._encoding.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(tokens)
@@ -258,17 +250,19 @@ class GenaiEngine:
                 async with asyncio.timeout_at(min(deadline, loop.time() + _WATCH_S)):
                     return await task.events.get()
             except TimeoutError:
-                if owner.overdue:
-                    owner.abandon(Unavailable("the engine hung and is being rebuilt", retry_after_ms=1_000))
+                self._watch(owner)
                 if loop.time() >= deadline and task.events.empty():
                     return None
         return task.events.get_nowait()
 
+    def _watch(self, owner: Owner) -> None:
+        if owner.failure is None and owner.overdue:
+            owner.abandon(Unavailable("the engine hung and is being rebuilt", retry_after_ms=1_000))
+
     def _living_owner(self) -> Owner:
         if self._closed:
             raise Unavailable("the model is being unloaded")
-        if self._owner.failure is None and self._owner.overdue:
-            self._owner.abandon(Unavailable("the engine hung and is being rebuilt", retry_after_ms=1_000))
+        self._watch(self._owner)
         if self._owner.failure is not None:
             if time.monotonic() - self._owner.failed_at < _REBUILD_AFTER_S and self.rebuilds:
                 raise Unavailable("the engine broke and is being rebuilt", retry_after_ms=1_000)
@@ -302,178 +296,3 @@ class GenaiEngine:
                 raise InvalidInput(f"guidance is one of {', '.join(_GUIDANCE)}, not {kind[:32]!r}", field="/response_format")
             if len(text.encode()) > _MAX_GUIDANCE_BYTES:
                 raise TooLarge(f"guidance exceeds {_MAX_GUIDANCE_BYTES} bytes", field="/response_format")
-
-
-# --- onnxruntime-genai, in the owner's thread
-
-
-class OgDecoder:
-    """A model with an Engine for requests that come together and Generators for the others."""
-
-    def __init__(self, folder: Path, *, providers: Sequence[str] | None, threads: int, max_batch: int) -> None:
-        og.disable_telemetry_events()
-        ort.disable_telemetry_events()
-        config = og.Config(str(folder))
-        config.clear_providers()
-        if (providers is None or CUDA in providers) and og.is_cuda_available():
-            config.append_provider("cuda")
-        elif providers is not None and profile.CPU not in providers:
-            raise InvalidInput(f"none of {', '.join(providers)} is in this build of onnxruntime-genai", field="providers")
-        session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "session.intra_op.allow_spinning": "0"}
-        config.overlay(
-            json.dumps({"model": {"decoder": {"session_options": session}}, "engine": {"static_batching": {"max_batch_size": max_batch}}})
-        )
-        try:
-            self._model = og.Model(config)
-            self._engine = og.Engine(self._model)
-        except RuntimeError as error:
-            raise InvalidInput(f"onnxruntime-genai does not load the model: {refusal(error)}", field="model") from None
-        self.provider = f"{self._model.device_type}ExecutionProvider"
-        model = _json(folder / "genai_config.json")["model"]
-        self._vocabulary = int(model["vocab_size"])
-        self._ends = _end_tokens(model)
-        self._max_batch = max_batch
-        self._buffer = self._engine.create_event_buffer(_EVENTS)
-        self._turns: dict[Task, Any] = {}
-        self._tasks: dict[Any, Task] = {}
-        self._generators: dict[Task, Any] = {}
-        generator = self._generator([0], Sampling(max_tokens=1))
-        generator.generate_next_token()
-
-    def begin(self, tasks: Sequence[Task]) -> Iterator[Step]:
-        """As `Decoder.begin`."""
-        together = [] if self._turns else [task for task in tasks if _may_share(task)][: self._max_batch]
-        if len(together) < 2:
-            together = []
-        for task in together:
-            self._begin_turn(task)
-        for task in tasks:
-            if task not in self._turns:
-                yield from self._begin_generator(task)
-
-    def _begin_turn(self, task: Task) -> None:
-        request = self._engine.create_request()
-        options = og.TurnOptions(request)
-        sampling = task.sampling
-        options.set_max_generated_tokens(sampling.max_tokens)
-        greedy = sampling.temperature == 0
-        options.set_do_sample(not greedy)
-        if not greedy:
-            options.set_temperature(sampling.temperature)
-            options.set_top_k(self._top_k(sampling))
-            options.set_top_p(sampling.top_p)
-        request.begin_turn(np.asarray(task.tokens, dtype=np.int32), options)
-        self._turns[task] = request
-        self._tasks[request] = task
-
-    def _begin_generator(self, task: Task) -> Iterator[Step]:
-        try:
-            self._generators[task] = self._generator(task.tokens, task.sampling)
-        except RuntimeError as error:
-            if task.sampling.guidance is None:
-                raise
-            yield Step(task, error=_guidance_refused(error))
-
-    def _generator(self, tokens: Sequence[int], sampling: Sampling) -> Any:
-        params = og.GeneratorParams(self._model)
-        options: dict[str, Any] = {"max_length": len(tokens) + sampling.max_tokens, "do_sample": sampling.temperature > 0}
-        if sampling.temperature > 0:
-            options |= {"temperature": sampling.temperature, "top_k": self._top_k(sampling), "top_p": sampling.top_p}
-            if sampling.seed is not None:
-                options["random_seed"] = _seed(sampling.seed)
-        params.set_search_options(**options)
-        if sampling.guidance is not None:
-            kind, text = sampling.guidance
-            params.set_guidance(kind, _without_white_space(text) if kind == "json_schema" else text)
-        generator = og.Generator(self._model, params)
-        generator.append_tokens(np.asarray(tokens, dtype=np.int32))
-        return generator
-
-    def step(self) -> Iterable[Step]:
-        """As `Decoder.step`."""
-        steps: list[Step] = []
-        if self._turns:
-            for event in self._engine.run(self._buffer):
-                steps.extend(self._turn_steps(event))
-        for task, generator in list(self._generators.items()):
-            steps.append(self._generator_step(task, generator))
-        return steps
-
-    def _turn_steps(self, event: Any) -> Iterator[Step]:
-        task = self._tasks.get(event.request)
-        reason = event.finish_reason
-        if reason == og.FinishReason.FAILED:
-            raise RuntimeError(f"the Engine failed a turn: {event.error_code}")
-        if task is None or task not in self._turns:
-            return
-        if event.flags.value & og.EngineEventFlags.TOKEN.value:
-            yield Step(task, token=int(event.token))
-        if reason == og.FinishReason.EOS:
-            yield Step(task, finish=Finish.STOP)
-        elif reason in (og.FinishReason.MAX_GENERATED_TOKENS, og.FinishReason.MAX_SESSION_TOKENS):
-            yield Step(task, finish=Finish.LENGTH)
-        elif reason != og.FinishReason.NONE:
-            yield Step(task, finish=Finish.INTERRUPTED)
-
-    def _generator_step(self, task: Task, generator: Any) -> Step:
-        try:
-            generator.generate_next_token()
-        except RuntimeError as error:
-            if task.sampling.guidance is None:
-                raise
-            return Step(task, error=_guidance_refused(error))
-        token = int(generator.get_next_tokens()[0])
-        if token in self._ends:
-            return Step(task, finish=Finish.STOP)
-        return Step(task, token=token, finish=Finish.LENGTH if generator.is_done() else None)
-
-    def drop(self, task: Task) -> None:
-        """As `Decoder.drop`."""
-        self._generators.pop(task, None)
-        request = self._turns.pop(task, None)
-        if request is not None:
-            del self._tasks[request]
-            request.close()
-
-    def close(self) -> None:
-        """As `Decoder.close`."""
-        for task in [*self._turns, *self._generators]:
-            self.drop(task)
-        del self._buffer, self._engine, self._model
-
-    def _top_k(self, sampling: Sampling) -> int:
-        """0 is no limit, and so is any number as large as the vocabulary, which the library would refuse."""
-        return sampling.top_k if sampling.top_k < self._vocabulary else 0
-
-
-def _may_share(task: Task) -> bool:
-    sampling = task.sampling
-    return not task.alone and sampling.guidance is None and (sampling.seed is None or sampling.temperature == 0)
-
-
-def _end_tokens(model: Mapping[str, Any]) -> frozenset[int]:
-    ends = model.get("eos_token_id", [])
-    return frozenset(ends if isinstance(ends, list) else [ends])
-
-
-def _seed(seed: int) -> int:
-    """The library takes 31 bits; other seeds are folded into them."""
-    if 0 <= seed < 2**31:
-        return seed
-    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big") >> 1
-
-
-def _without_white_space(schema: str) -> str:
-    """The schema, with white space between JSON's tokens forbidden unless it says otherwise: models can spend all their tokens on it."""
-    try:
-        document = json.loads(schema)
-    except ValueError:
-        return schema  # the library says what is wrong with it
-    if isinstance(document, dict):
-        document.setdefault("x-guidance", {"whitespace_flexible": False})
-    return json.dumps(document)
-
-
-def _guidance_refused(error: RuntimeError) -> InvalidInput:
-    said = " ".join(str(error).partition("<state>")[0].split())
-    return InvalidInput(f"this model cannot follow the guidance: {said[:300]}", field="/response_format")

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
-from placet.core.errors import PlacetError, Unavailable
+from placet.core.errors import InvalidInput, PlacetError, Unavailable
 from placet.core.receipts import Finish
 from placet.inference.engines.base import Sampling, TextPiece
+from placet.inference.engines.decoding import Decoder, Job, Step
 from placet.inference.engines.text import Detokenizer, StopFilter
 
-__all__ = ["Decoder", "Ended", "Owner", "Step", "Task"]
+__all__ = ["Ended", "Event", "Owner", "Task"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Ended:
 Event = TextPiece | Ended | PlacetError
 
 
-class Task:
+class Task(Job):
     """One generation: written by the owner's thread, read by the loop that asked. `cancelled` may be set by anybody."""
 
     def __init__(
@@ -49,9 +49,7 @@ class Task:
         decode: Callable[[Sequence[int]], str],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.tokens = tokens
-        self.sampling = sampling
-        self.alone = alone
+        super().__init__(tokens, sampling, alone=alone)
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.cancelled = False
         self._loop = loop
@@ -91,32 +89,25 @@ class Task:
             self._untold = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What happened to a task: a token, its end (no more tokens), or an error that is its own."""
+class _Chat:
+    """Messages that are to become a text."""
 
-    task: Task
-    token: int | None = None
-    finish: Finish | None = None
-    error: PlacetError | None = None
+    def __init__(self, messages: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.messages = messages
+        self.text: asyncio.Future[str] = loop.create_future()
+        self._loop = loop
 
+    def emit(self, outcome: str | PlacetError) -> None:
+        """Into the loop that asked; from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody listens
+            self._loop.call_soon_threadsafe(self._set, outcome)
 
-class Decoder(Protocol):
-    """What generates tokens. All its methods are called by the owner's thread. What it raises breaks it."""
-
-    provider: str
-
-    def begin(self, tasks: Sequence[Task]) -> Iterable[Step]:
-        """New tasks; they came together. Steps: those that cannot begin."""
-
-    def step(self) -> Iterable[Step]:
-        """At most one token for every task. A task that ended or failed is forgotten."""
-
-    def drop(self, task: Task) -> None:
-        """The task is of no interest any more. It may have ended."""
-
-    def close(self) -> None:
-        """Free everything."""
+    def _set(self, outcome: str | PlacetError) -> None:
+        if not self.text.done():
+            if isinstance(outcome, PlacetError):
+                self.text.set_exception(outcome)
+            else:
+                self.text.set_result(outcome)
 
 
 class Owner:
@@ -126,8 +117,9 @@ class Owner:
         self._build = build
         self._stuck_after_s = stuck_after_s
         self._build_within_s = build_within_s
-        self._mail: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._open: dict[Task, None] = {}
+        self._mail: queue.SimpleQueue[Task | _Chat | None] = queue.SimpleQueue()
+        self._open: dict[Job, Task] = {}
+        self._decoder: Decoder | None = None
         self._due: float | None = None
         self._closing = False
         self._abandoned = False
@@ -156,6 +148,14 @@ class Owner:
         if self.failure is not None:
             self._fail_all(_rebuilding())
 
+    def chat_text(self, messages: str) -> asyncio.Future[str]:
+        """The chat template's text, or InvalidInput, or Unavailable."""
+        chat = _Chat(messages, asyncio.get_running_loop())
+        self._mail.put(chat)
+        if self.failure is not None:
+            self._fail_all(_rebuilding())
+        return chat.text
+
     @property
     def overdue(self) -> bool:
         """It should have given a sign of life and did not."""
@@ -169,6 +169,8 @@ class Owner:
             self.failure, self.failed_at = error, time.monotonic()
         self._fail_all(error)
         self._mail.put(None)
+        if self._decoder is not None:
+            self._decoder.kill()
 
     def close(self) -> None:
         """What is open ends as interrupted, then the thread ends."""
@@ -189,9 +191,9 @@ class Owner:
         self._fail_all(_rebuilding())
 
     def _fail_all(self, error: PlacetError) -> None:
-        for task in self._read(wait=False):
-            task.emit(error)
-        for task in list(self._open):
+        for mail in self._read(wait=False):
+            mail.emit(error)
+        for task in list(self._open.values()):
             self._open.pop(task, None)
             task.emit(error)
 
@@ -211,6 +213,7 @@ class Owner:
                 return
             self.builds += 1
             self.provider = decoder.provider
+            self._decoder = decoder
             self._built.set()
             try:
                 self._serve(decoder)
@@ -219,6 +222,7 @@ class Owner:
                     log.exception("the engine broke: %d requests fail, it is built again", len(self._open))
                     self._fail_all(_rebuilding())
             finally:
+                self._decoder = None
                 with suppress(Exception):
                     decoder.close()
                 del decoder
@@ -235,31 +239,43 @@ class Owner:
             if self._over():
                 return
             self._due = time.monotonic() + self._stuck_after_s
-            for task in [task for task in self._open if task.cancelled]:
+            for task in [task for task in self._open.values() if task.cancelled]:
                 self._open.pop(task, None)
                 decoder.drop(task)
-            fresh = [task for task in new if not task.cancelled]
+            for mail in new:
+                if isinstance(mail, _Chat):
+                    self._render(decoder, mail)
+            fresh = [task for task in new if isinstance(task, Task) and not task.cancelled]
             if fresh:
                 self._due = time.monotonic() + self._stuck_after_s * len(fresh)  # each reads its prompt
-                self._open.update(dict.fromkeys(fresh))
+                self._open.update(zip(fresh, fresh, strict=True))
                 self._tell(decoder, decoder.begin(fresh))
             if self._open and not self._abandoned:
                 self._due = time.monotonic() + self._stuck_after_s
                 self._tell(decoder, decoder.step())
 
-    def _read(self, *, wait: bool) -> list[Task]:
-        """New tasks. None among the mail only wakes whoever waits, to look about."""
+    def _render(self, decoder: Decoder, chat: _Chat) -> None:
+        try:
+            chat.emit(decoder.chat_text(chat.messages))
+        except InvalidInput as refused:
+            chat.emit(refused)
+        except Exception:
+            chat.emit(_rebuilding())
+            raise
+
+    def _read(self, *, wait: bool) -> list[Task | _Chat]:
+        """What is new. None among the mail only wakes whoever waits, to look about."""
         found = [self._mail.get()] if wait else []
         with suppress(queue.Empty):
             while True:
                 found.append(self._mail.get_nowait())
-        return [task for task in found if task is not None]
+        return [mail for mail in found if mail is not None]
 
     def _tell(self, decoder: Decoder, steps: Iterable[Step]) -> None:
         for step in steps:
-            if self._abandoned or step.task not in self._open:
+            task = self._open.get(step.job)
+            if self._abandoned or task is None:
                 continue
-            task = step.task
             if step.error is not None:
                 task.emit(step.error)
                 ended = True
@@ -273,8 +289,11 @@ class Owner:
                 decoder.drop(task)
 
     def _interrupt_all(self) -> None:
-        for task in [*self._open, *self._read(wait=False)]:
-            task.end(Finish.INTERRUPTED)
+        for mail in [*self._open.values(), *self._read(wait=False)]:
+            if isinstance(mail, Task):
+                mail.end(Finish.INTERRUPTED)
+            else:
+                mail.emit(Unavailable("the model is being unloaded"))
         self._open.clear()
 
 
