@@ -155,6 +155,8 @@ async def test_what_does_not_fit_is_refused_by_position(model: Models) -> None:
     async with loaded(model("encoder"), context_length=20, max_texts=3) as engine:
         for texts, field in (
             (["a", "b" * 21], "/input/1"),
+            (["c" * 1_281], "/input/0"),
+            ([[5] * 21], "/input/0"),
             ([""], "/input/0"),
             ([[1, 308]], "/input/0"),
             ([[-1]], "/input/0"),

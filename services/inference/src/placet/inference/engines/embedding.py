@@ -33,6 +33,8 @@ __all__ = ["EmbeddingEngine", "load_embedding", "padded_length"]
 _INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 _TOLERANCE = 1e-5
 _STEP = 4
+_CHARACTERS_A_TOKEN = 64
+"""Texts of more characters than so many a token of the context are refused unread."""
 _MAX_ROWS = 32
 _MEASURED_ROWS = 8
 _MEASURED_LENGTHS = (8, 16, 32, 64, 128)
@@ -283,7 +285,11 @@ class EmbeddingEngine:
     def _encode(self, texts: Sequence[str | Sequence[int]]) -> list[Sequence[int]]:
         found: list[Sequence[int]] = []
         for position, text in enumerate(texts):
-            tokens = self._tokenizer.encode(text).ids if isinstance(text, str) else list(text)
+            most = self._context * (_CHARACTERS_A_TOKEN if isinstance(text, str) else 1)
+            if len(text) > most:  # it is not even encoded
+                raise TooLarge(f"text {position} is longer than {most}", field=f"/input/{position}")
+            # Of the tokenizer's two ways only this one lets go of the interpreter's lock.
+            tokens = self._tokenizer.encode_batch([text])[0].ids if isinstance(text, str) else list(text)
             if not 1 <= len(tokens) <= self._context:
                 raise InvalidInput(f"text {position} has {len(tokens)} tokens: 1 to {self._context}", field=f"/input/{position}")
             if not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
