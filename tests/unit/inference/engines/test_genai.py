@@ -126,6 +126,7 @@ async def stepped(folder: Path, **options: Any) -> AsyncIterator[tuple[GenaiEngi
 class Scripted:
     """Says what it is told to say, a token a step."""
 
+    engine = "script 1"
     provider = "CPUExecutionProvider"
 
     def __init__(self, tokens: Sequence[int]) -> None:

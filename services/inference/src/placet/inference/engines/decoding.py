@@ -35,7 +35,10 @@ class Step:
 class Decoder(Protocol):
     """What generates tokens. All its methods but `kill` are called by the owner's thread. What it raises breaks it."""
 
+    engine: str
+    """Name and version."""
     provider: str
+    """What really runs it."""
 
     def chat_text(self, messages: str) -> str:
         """The chat template's text of messages, which are JSON. Raises InvalidInput, which breaks nothing."""

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnxruntime_genai as og
 from tokenizers import Tokenizer
 
 from placet.core.errors import DeadlineExceeded, InvalidInput, TooLarge, Unavailable
@@ -78,25 +77,11 @@ def load_genai(
     new_owner = partial(Owner, build, stuck_after_s=stuck_after_s, build_within_s=build_within_s, name="genai")
     owner = new_owner()
     owner.wait_until_built()
-    path = folder / graph_file
-    graph = profile.graph_of(path)
-    files = [path, *profile.external_files(path, graph), folder / "genai_config.json", folder / "tokenizer.json"]
-    engine = f"onnxruntime-genai {og.__version__}"
-    info = EngineInfo(
-        engine=engine,
-        provider=owner.provider,
-        profile=profile.profile_id(
-            [profile.sha256_of(file) for file in files],
-            engine=engine,
-            provider=owner.provider,
-            optimisation="all",
-            quantisation=profile.quantisation_of(graph),
-        ),
-        concurrency=concurrency,
-        batches=True,
-        warm_up_s=time.perf_counter() - started,
-        context_length=context,
-    )
+    try:
+        info = _info(folder, graph_file, owner, concurrency=concurrency, context=context, warm_up_s=time.perf_counter() - started)
+    except BaseException:
+        owner.close()
+        raise
     return GenaiEngine(
         tokenizer,
         info,
@@ -105,6 +90,27 @@ def load_genai(
         vocabulary=vocabulary,
         places=Places(concurrency, max_waiting),
         chats=template is not None,
+    )
+
+
+def _info(folder: Path, graph_file: str, owner: Owner, *, concurrency: int, context: int, warm_up_s: float) -> EngineInfo:
+    path = folder / graph_file
+    graph = profile.graph_of(path)
+    files = [path, *profile.external_files(path, graph), folder / "genai_config.json", folder / "tokenizer.json"]
+    return EngineInfo(
+        engine=owner.engine,
+        provider=owner.provider,
+        profile=profile.profile_id(
+            [profile.sha256_of(file) for file in files],
+            engine=owner.engine,
+            provider=owner.provider,
+            optimisation="all",
+            quantisation=profile.quantisation_of(graph),
+        ),
+        concurrency=concurrency,
+        batches=True,
+        warm_up_s=warm_up_s,
+        context_length=context,
     )
 
 

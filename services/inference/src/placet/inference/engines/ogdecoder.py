@@ -110,6 +110,7 @@ class OgDecoder:
             self._processor = None if template is None else og.Tokenizer(str(folder))
         except RuntimeError as error:
             raise InvalidInput(f"onnxruntime-genai does not load the model: {refusal(error)}", field="model") from None
+        self.engine = f"onnxruntime-genai {og.__version__}"
         self.provider = f"{self._model.device_type}ExecutionProvider"
         self._template = template
         model = json.loads((folder / "genai_config.json").read_bytes())["model"]

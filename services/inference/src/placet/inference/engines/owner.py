@@ -128,7 +128,7 @@ class Owner:
         """Why there is no decoder; the thread has ended then."""
         self.failed_at = 0.0
         """When it failed, monotonic."""
-        self.provider = ""
+        self.engine = self.provider = ""
         self.builds = 0
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
         self._thread.start()
@@ -212,7 +212,7 @@ class Owner:
                 self._fail(error if isinstance(error, PlacetError) else Unavailable(f"the model does not load ({type(error).__name__})"))
                 return
             self.builds += 1
-            self.provider = decoder.provider
+            self.engine, self.provider = decoder.engine, decoder.provider
             self._decoder = decoder
             self._built.set()
             try:

@@ -86,7 +86,8 @@ class RemoteDecoder:
                 }
             )
             self._wait(ready_within_s)
-            self.provider = str(self._answer()["provider"])
+            ready = self._answer()
+            self.engine, self.provider = str(ready["engine"]), str(ready["provider"])
         except BaseException:
             self.close()
             raise

@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
         return
     try:
         decoder = OgDecoder(Path(wanted.pop("folder")), **wanted)
-        write_frame(answers, {"provider": decoder.provider})
+        write_frame(answers, {"engine": decoder.engine, "provider": decoder.provider})
         worker = _Worker(decoder)
         while (frame := read_frame(requests)) is not None:
             try:
