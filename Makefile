@@ -13,7 +13,7 @@ MEMBERS := services/core services/verify services/sandbox services/gateway servi
 EDITABLE := $(foreach member,$(MEMBERS),-e ./$(member))
 SOURCES := $(foreach member,$(MEMBERS),$(member)/src)
 
-.PHONY: help doctor demo test test-rust lint format unit forge gas e2e bench contracts engine policies proto lock up clean install install-dev
+.PHONY: help doctor demo test test-rust lint format unit forge gas e2e bench contracts engine policies proto lock up clean install install-ai install-dev
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,11 @@ contracts/node_modules/.installed: contracts/package-lock.json
 	@touch $@
 
 install: $(VENV)/.demo ## what the demo needs
+	@$(BIN)/python -m placet.sdk.devservices.anvil
+
+install-ai: $(VENV)/.demo requirements/demo-ai.txt ## what running models needs, on top of install
+	@echo "installing what running models needs"
+	@$(BIN)/uv pip install --quiet --require-hashes -r requirements/demo-ai.txt
 	@$(BIN)/python -m placet.sdk.devservices.anvil
 
 install-dev: $(VENV)/.dev contracts/node_modules/.installed ## what the tests need

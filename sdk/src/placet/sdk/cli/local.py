@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 import orjson
 
+from placet.core.errors import InvalidInput
 from placet.core.types import hex0x
 from placet.sdk.cli.common import cache_folder
 from placet.sdk.demo import deploy_vault, tell
@@ -42,13 +44,22 @@ def _fresh(folder: Path) -> None:
 @click.option("--postgres", is_flag=True, help="PostgreSQL instead of SQLite.")
 @click.option("--port", type=int, default=0, help="The gateway's port; a free one by default.")
 @click.option("--vault/--no-vault", default=True, show_default=True, help="Deploy a vault under the pack spend-limit, to try things with.")
+@click.option("--inference", type=click.IntRange(0, 8), default=0, show_default=True, help="Replicas that run models (extra `ai`).")
 @click.option("--otlp", default=None, help="OTLP/HTTP endpoint for traces, e.g. http://127.0.0.1:4318.")
-def up(folder: Path, bus: str, postgres: bool, port: int, vault: bool, otlp: str | None) -> None:
+def up(folder: Path, bus: str, postgres: bool, port: int, vault: bool, inference: int, otlp: str | None) -> None:
     """The whole network on this machine: chain, contracts, four operators, every service. Ctrl-C stops all of it."""
+    if inference and importlib.util.find_spec("onnxruntime") is None:
+        raise InvalidInput("--inference needs the extra `ai`: make install-ai, or pip install 'placet-sdk[ai]'")
     _fresh(folder)
     _quiet_logging(folder)
     options = LocalOptions(
-        folder, separate=bus == "kafka", postgres=postgres, gateway_port=port, otlp_endpoint=otlp, compiled_cache=cache_folder()
+        folder,
+        separate=bus == "kafka",
+        postgres=postgres,
+        gateway_port=port,
+        otlp_endpoint=otlp,
+        compiled_cache=cache_folder(),
+        inference=inference,
     )
 
     async def run() -> None:
@@ -77,6 +88,8 @@ def up(folder: Path, bus: str, postgres: bool, port: int, vault: bool, otlp: str
             click.echo(f"       api key {network.api_key}")
             if vault:
                 click.echo(f"       vault {ready['vault']} under the pack spend-limit; account {ready['account']} has shares")
+            if inference:
+                click.echo(f"       models  OpenAI {network.gateway_url}/v1  Open Inference V2 {network.gateway_url}/v2")
             click.echo(f"try    placet intent send (docs/how-to/first-intent.md); API: {network.gateway_url}/api/v1/openapi.json")
             await stop.wait()
             click.echo("stopping")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from placet.core.errors import ALL_ERRORS
@@ -89,6 +90,56 @@ def _schemas() -> dict[str, Any]:
     }
 
 
+def _inference_paths(operation: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The Model Hub and receipts; there where the gateway knows inference replicas. OpenAI's and Open Inference's surfaces have their own
+    specifications."""
+    anything = {"type": "object"}
+
+    def named(described: dict[str, Any], *names: str, where: str = "path") -> dict[str, Any]:
+        schema = {"type": "string"}
+        given = [{"name": name, "in": where, "required": where == "path", "schema": schema} for name in names]
+        return {**described, "parameters": [*described.get("parameters", []), *given]}
+
+    file = _object(["path", "sha256", "bytes"], path={"type": "string"}, sha256=_HEX32, bytes={"type": "integer"})
+    draft = _object(
+        ["kind", "publisher", "name", "files"],
+        kind={"enum": ["tensors", "text", "embedding", "upstream"]},
+        publisher={"type": "string"},
+        name={"type": "string"},
+        files={"type": "array", "items": file},
+        description={"type": "string"},
+        license={"type": "string"},
+    )
+    statement = _object(["statement", "signature"], statement={"type": "string"}, signature=_HEX, manifest={"type": "string"})
+    page = operation("Models by name", {"200": _answer("a page", anything)})
+    receipts = operation("Receipts of yours; CSV with `Accept: text/csv`", {"200": _answer("a page", anything)})
+    of_model = ("publisher", "name")
+    upload = operation("Upload a file under its sha-256", {"201": _answer("stored", anything)})
+    upload["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    return {
+        "/api/v1/models": {"get": named(page, "search", "publisher", "after", "limit", where="query")},
+        "/api/v1/models/draft": {"post": operation("The manifest to sign", {"200": _answer("a manifest", anything)}, draft)},
+        "/api/v1/models/statements": {
+            "post": operation("Do what a publisher's statement says", {"200": _answer("done", anything)}, statement)
+        },
+        "/api/v1/models/{publisher}/{name}": {
+            "get": named(operation("A model, its versions and usage", {"200": _answer("the model", anything)}), *of_model)
+        },
+        "/api/v1/models/{publisher}/{name}/aliases": {
+            "get": named(operation("Every move of its aliases", {"200": _answer("moves", anything)}), *of_model)
+        },
+        "/api/v1/models/{publisher}/{name}/versions/{version}": {
+            "get": named(operation("One version", {"200": _answer("the version", anything)}), *of_model, "version")
+        },
+        "/api/v1/blobs/{sha256}": {
+            "put": named(upload, "sha256"),
+            "head": named(operation("Whether a file is there", {"200": {"description": "it is"}}), "sha256"),
+        },
+        "/api/v1/receipts": {"get": named(receipts, "payer", "from", "after", "limit", where="query")},
+        "/api/v1/receipts/{id}": {"get": operation("A receipt of yours", {"200": _answer("the receipt", anything)}, parameter="id")},
+    }
+
+
 @functools.cache
 def openapi_document() -> dict[str, Any]:
     """The whole document."""
@@ -166,6 +217,7 @@ def openapi_document() -> dict[str, Any]:
                 "get": operation("A policy and who admitted it", {"200": _answer("the policy", anything)}, parameter="policyId")
             },
             "/api/v1/operators": {"get": operation("Operators of the current epochs", {"200": _answer("operators", anything)})},
+            **_inference_paths(operation),
         },
         "components": {
             "schemas": _schemas(),
