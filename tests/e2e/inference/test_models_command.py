@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from placet.core.errors import Conflict, Forbidden, InvalidInput, PlacetError
 from placet.sdk.cli.models import models
+from placet.sdk.cli.verify import verify
 from tests.e2e.inference.conftest import Town
 from tests.e2e.inference.test_tensors import ask
 from tests.support import onnx_files
@@ -76,3 +77,19 @@ async def test_a_model_s_life_from_the_command_line(town: Town) -> None:
     terms = ["--network", "eip155:31337", "--asset", "0x" + "aa" * 20, "--pay-to", "0x" + "bb" * 20, "--request", "1000"]
     await bob.text("price", "bob/m", *terms, signed=True)
     assert "1000 a request" in await bob.text("list")
+
+
+async def test_a_receipt_is_checked_from_the_command_line(town: Town) -> None:
+    await town.linear()
+    answer = await asyncio.to_thread(ask, town, np.ones((1, 4), np.float32))
+    receipt = json.loads(answer.get_response()["parameters"]["placet_receipt"])
+    nodes = (await town.client.request("GET", "/api/v1/nodes"))[1]["nodes"]
+    (key,) = [node["receiptKey"] for node in nodes if node["keyId"] == receipt["keyId"]]
+    file = town.file("receipt.json", json.dumps(receipt).encode())
+    sound = CliRunner().invoke(verify, [str(file), "--key", key])
+    assert (sound.exit_code, sound.output.splitlines()[-1]) == (0, "verified"), sound.output
+    other = CliRunner().invoke(verify, [str(file), "--key", "0x" + "11" * 32])
+    assert (other.exit_code, "FAIL  1 key" in other.output) == (1, True), other.output
+    forged = town.file("forged.json", json.dumps({**receipt, "usage": {**receipt["usage"], "rows": 2}}).encode())
+    assert "FAIL  2 signature" in CliRunner().invoke(verify, [str(forged), "--key", key]).output
+    assert "--key 0x… is needed" in str(CliRunner().invoke(verify, [str(file)]).exception)

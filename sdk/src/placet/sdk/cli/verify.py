@@ -36,9 +36,9 @@ def _operator_set(deployments: Path, epoch: int) -> Any:
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--deployments", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="deployments/<chainId>.json"
-)
+@click.option("--deployments", type=FILE, help="deployments/<chainId>.json: who the operators are (attestations).")
+@click.option("--key", "keys", multiple=True, help="0x Ed25519 key that may sign receipts; may be repeated (receipts).")
+@click.option("--request", "request_file", type=FILE, help="The request's JSON as it was sent (receipts).")
 @click.option(
     "--quorum-bps", type=click.IntRange(1, 10_000), default=DEFAULT_QUORUM_BPS, show_default=True, help="What the client demands."
 )

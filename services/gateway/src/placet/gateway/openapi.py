@@ -135,6 +135,7 @@ def _inference_paths(operation: Callable[..., dict[str, Any]]) -> dict[str, Any]
             "put": named(upload, "sha256"),
             "head": named(operation("Whether a file is there", {"200": {"description": "it is"}}), "sha256"),
         },
+        "/api/v1/nodes": {"get": operation("Replicas, and the keys they sign receipts with", {"200": _answer("nodes", anything)})},
         "/api/v1/receipts": {"get": named(receipts, "payer", "from", "after", "limit", where="query")},
         "/api/v1/receipts/{id}": {"get": operation("A receipt of yours", {"200": _answer("the receipt", anything)}, parameter="id")},
     }

@@ -48,6 +48,7 @@ class ModelsApi:
             Route(model, guard(self.describe), methods=["GET"]),
             Route(f"{model}/aliases", guard(self.history), methods=["GET"]),
             Route(f"{model}/versions/{{version:int}}", guard(self.version), methods=["GET"]),
+            Route("/api/v1/nodes", guard(self.nodes), methods=["GET"]),
             Route("/api/v1/blobs/{sha256}", guard(self.upload), methods=["PUT"]),
             Route("/api/v1/blobs/{sha256}", guard(self.has), methods=["HEAD"]),
         ]
@@ -118,6 +119,25 @@ class ModelsApi:
         )
         answer: hub_pb.ActResponse = await self._inference.hub("Act", asked, timeout_s=_CHECK_S)
         return Response(answer.document, media_type="application/json")
+
+    async def nodes(self, request: Request, key: ApiKey) -> Response:
+        """Replicas that answer now, and the keys that they sign receipts with, as they say themselves."""
+        said = [replica.said for replica in self._inference.replicas.living() if replica.said is not None]
+        return reply(
+            {
+                "nodes": [
+                    {
+                        "node": hex0x(item.node) if item.node else None,
+                        "keyId": hex0x(item.key_id),
+                        "receiptKey": hex0x(item.receipt_key),
+                        "jurisdiction": {"declared": item.jurisdiction} if item.jurisdiction else None,
+                        "version": item.version,
+                        "models": [f"{model.publisher}/{model.name}@{model.version}" for model in item.models],
+                    }
+                    for item in said
+                ]
+            }
+        )
 
     async def upload(self, request: Request, key: ApiKey) -> Response:
         """Upload a file under its sha-256; nothing lies there when its bytes have another."""

@@ -71,7 +71,9 @@ class Opened:
 
     def routing(self) -> dict[str, Any]:
         """What was chosen and why, for the answer."""
-        said: dict[str, Any] = {"model": self.resolved.name, "provider": self.provider, "why": self.why}
+        said: dict[str, Any] = {"model": self.resolved.name, "why": self.why}
+        if self.provider:
+            said["provider"] = self.provider
         if self.jurisdiction:
             said["jurisdiction"] = {"declared": self.jurisdiction}
         if self.resolved.deprecated:
