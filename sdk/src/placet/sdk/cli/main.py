@@ -19,6 +19,7 @@ _MODULES = {
     "verify": "verify",
     "kafka": "bus",
     "topics": "bus",
+    "completion": "completion",
 }
 """Command -> module of `placet.sdk.cli` that has it under its name: imported when it is used, since some need much."""
 
