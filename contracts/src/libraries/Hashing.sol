@@ -25,6 +25,13 @@ library Hashing {
         "Policy(RegoModule[] modules,string entrypoint,bytes params,bytes schema,bytes32[] policyDataIds,ArgumentBinding[] bindings,GovernedCall[] calls,uint8 ordering,uint64 validFor,uint64 retryAfter,bytes inference,bytes32 engineSha256,uint64 regoFuel,uint64 regoMemory)ArgumentBinding(uint32 policyData,string name,uint8 source,string value)GovernedCall(bool self,address target,string signature,string unpack)RegoModule(string name,bytes source)"
     );
 
+    bytes32 internal constant RECEIPT_LEAF_TYPEHASH =
+        keccak256("ReceiptLeaf(uint256 chainId,address ledger,address poster,bytes32 receiptDigest)");
+    bytes32 internal constant KEY_COMMITMENT_TYPEHASH =
+        keccak256("KeyCommitment(uint256 chainId,address registry,address node,bytes32 key,bytes32 salt)");
+    bytes32 internal constant WITHDRAWAL_TYPEHASH =
+        keccak256("Withdrawal(bytes32 paymentId,address recipient,uint64 deadline)");
+
     bytes32 private constant VERSION_HASH = keccak256("1");
 
     /// @notice The domain a policy client's intents are signed in.
@@ -40,6 +47,11 @@ library Hashing {
     /// @notice The domain key registrations are signed in.
     function registrationDomain(uint256 chainId, address registry) internal pure returns (bytes32) {
         return _domain(keccak256("Placet Registry"), chainId, registry);
+    }
+
+    /// @notice The domain withdrawals of refunds are signed in.
+    function refundDomain(uint256 chainId, address vault) internal pure returns (bytes32) {
+        return _domain(keccak256("Placet Refunds"), chainId, vault);
     }
 
     /// @notice The intent's hash: what its sender signs and what a leaf names.
@@ -123,6 +135,39 @@ library Hashing {
     /// @notice A policy's id: its hashStruct, the members being hashed already.
     function policyId(PolicyPreimage calldata policy) internal pure returns (bytes32) {
         return keccak256(abi.encode(POLICY_TYPEHASH, policy));
+    }
+
+    /// @notice A receipt's hash in a ledger's tree: keccak(0x00 | hashStruct(ReceiptLeaf)).
+    function receiptLeafHash(uint256 chainId, address ledger, address poster, bytes32 receiptDigest)
+        internal
+        pure
+        returns (bytes32)
+    {
+        bytes32 structHash = keccak256(abi.encode(RECEIPT_LEAF_TYPEHASH, chainId, ledger, poster, receiptDigest));
+        return keccak256(abi.encodePacked(bytes1(0x00), structHash));
+    }
+
+    /// @notice What announces a receipt key before it is shown: hashStruct(KeyCommitment).
+    function keyCommitment(uint256 chainId, address registry, address node, bytes32 key, bytes32 salt)
+        internal
+        pure
+        returns (bytes32)
+    {
+        return keccak256(abi.encode(KEY_COMMITMENT_TYPEHASH, chainId, registry, node, key, salt));
+    }
+
+    /// @notice A receipt key's name: sha-256 of its domain, a zero byte, and the Ed25519 public key.
+    function receiptKeyId(bytes32 key) internal pure returns (bytes32) {
+        return sha256(abi.encodePacked("placet/receipt-key/v1", bytes1(0x00), key));
+    }
+
+    /// @notice What the beneficiary of a refund signs to have it paid to another.
+    function withdrawalDigest(bytes32 paymentId, address recipient, uint64 deadline, bytes32 domain)
+        internal
+        pure
+        returns (bytes32)
+    {
+        return _digest(domain, keccak256(abi.encode(WITHDRAWAL_TYPEHASH, paymentId, recipient, deadline)));
     }
 
     /// @dev keccak of bytes in calldata, through memory that is not kept.
