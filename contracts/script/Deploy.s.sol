@@ -5,8 +5,9 @@ import {Script} from "forge-std/Script.sol";
 
 /// @title Deploys the protocol's contracts through the canonical CREATE2 factory
 /// @notice Deploys the bytecode in artifacts/, which build.mjs made, so addresses are the same whoever deploys, with forge or without.
-/// Environment: PLACET_OWNER (required), PLACET_ACTIVATION_DELAY (seconds, required). What is deployed already is left as it is.
-/// Writes deployments/<chainId>.json.
+/// Environment: PLACET_OWNER (required), PLACET_ACTIVATION_DELAY (seconds, required). Where inference is paid for, also
+/// PLACET_KEY_COMMITMENT_AGE (seconds) for NodeRegistry and ReceiptLedger, and PLACET_REFUND_TOKEN and PLACET_SETTLEMENT for RefundVault.
+/// What is deployed already is left as it is. Writes deployments/<chainId>.json, without what was not asked for.
 contract Deploy is Script {
     /// @notice A precompile of EIP-2537 does not answer on this chain.
     error PrecompileMissing(address precompile);
@@ -28,9 +29,19 @@ contract Deploy is Script {
         address operatorRegistry = _deploy("OperatorRegistry", abi.encode(stakeSource, activationDelay, owner));
         address policyRegistry = _deploy("PolicyRegistry", "");
         address validator = _deploy("AttestationValidator", abi.encode(operatorRegistry));
+        string memory json = "deployment";
+        if (vm.envExists("PLACET_KEY_COMMITMENT_AGE")) {
+            uint64 keyCommitmentAge = uint64(vm.envUint("PLACET_KEY_COMMITMENT_AGE"));
+            vm.serializeAddress(json, "nodeRegistry", _deploy("NodeRegistry", abi.encode(keyCommitmentAge)));
+            vm.serializeAddress(json, "receiptLedger", _deploy("ReceiptLedger", abi.encode(owner)));
+        }
+        if (vm.envExists("PLACET_REFUND_TOKEN")) {
+            bytes memory arguments =
+                abi.encode(vm.envAddress("PLACET_REFUND_TOKEN"), vm.envAddress("PLACET_SETTLEMENT"), owner);
+            vm.serializeAddress(json, "refundVault", _deploy("RefundVault", arguments));
+        }
         vm.stopBroadcast();
 
-        string memory json = "deployment";
         vm.serializeUint(json, "chainId", block.chainid);
         vm.serializeUint(json, "blockNumber", block.number);
         vm.serializeUint(json, "activationDelay", activationDelay);

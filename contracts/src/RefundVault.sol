@@ -187,9 +187,8 @@ contract RefundVault is Ownable2Step, ReentrancyGuard {
 
     /// @notice What a beneficiary signs to have a refund paid to another.
     function withdrawalDigest(bytes32 paymentId, address recipient, uint64 deadline) public view returns (bytes32) {
-        return Hashing.withdrawalDigest(
-            paymentId, recipient, deadline, Hashing.refundDomain(block.chainid, address(this))
-        );
+        return
+            Hashing.withdrawalDigest(paymentId, recipient, deadline, Hashing.refundDomain(block.chainid, address(this)));
     }
 
     // ------------------------------------------------------------------------------------------------------------ private

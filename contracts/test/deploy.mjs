@@ -11,12 +11,21 @@ const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const file = join(root, "deployments", "31337.json");
 const activationDelay = 3600n;
 
-function script(chain) {
+const keyCommitmentAge = 60n;
+const refundToken = "0x00000000000000000000000000000000000000aa";
+const settlement = "0x00000000000000000000000000000000000000bb";
+const inference = {
+  PLACET_KEY_COMMITMENT_AGE: `${keyCommitmentAge}`,
+  PLACET_REFUND_TOKEN: refundToken,
+  PLACET_SETTLEMENT: settlement,
+};
+
+function script(chain, more = {}) {
   const owner = chain.accounts[0];
   return spawnSync(
     binary("forge"),
     ["script", "script/Deploy.s.sol", "--rpc-url", chain.url, "--broadcast", "--unlocked", "--sender", owner, "--slow"],
-    { cwd: root, encoding: "utf8", env: { ...process.env, PLACET_OWNER: owner, PLACET_ACTIVATION_DELAY: `${activationDelay}` } },
+    { cwd: root, encoding: "utf8", env: { ...process.env, PLACET_OWNER: owner, PLACET_ACTIVATION_DELAY: `${activationDelay}`, ...more } },
   );
 }
 
@@ -33,14 +42,18 @@ try {
   const first = script(prague);
   if (first.status !== 0) console.error(first.stdout, first.stderr);
   expect("the script deploys", first.status === 0);
+  const least = JSON.parse(readFileSync(file, "utf8"));
+  expect("what is optional is not deployed unasked", !("nodeRegistry" in least || "receiptLedger" in least || "refundVault" in least));
+  expect("and is deployed when its parameters are given", script(prague, inference).status === 0);
   const written = JSON.parse(readFileSync(file, "utf8"));
   const count = await prague.rpc("eth_getTransactionCount", [prague.accounts[0], "latest"]);
-  expect("the script deploys again without sending anything", script(prague).status === 0
+  expect("the script deploys again without sending anything", script(prague, inference).status === 0
     && (await prague.rpc("eth_getTransactionCount", [prague.accounts[0], "latest"])) === count);
 
   const other = await startChain();
   try {
-    const planned = await deployPlan(other, { owner: other.accounts[0], activationDelay });
+    const planned = await deployPlan(other, { owner: other.accounts[0], activationDelay, keyCommitmentAge, refundToken, settlement });
+    expect("the plan has all that the script writes", "refundVault" in planned && Object.keys(planned).every((key) => key in written));
     for (const [key, address] of Object.entries(planned)) {
       expect(`${key} is at the same address either way`, address.toLowerCase() === written[key].toLowerCase());
       expect(`${key} has the same code either way`, (await other.rpc("eth_getCode", [address, "latest"])) === (await prague.rpc("eth_getCode", [address, "latest"])));

@@ -75,11 +75,12 @@ export async function startChain({ hardfork = "prague" } = {}) {
   return { url: `http://127.0.0.1:${port}`, rpc, accounts, send, call, stop: () => process_.kill() };
 }
 
-/** Deploys what deploy-plan.json lists, through the CREATE2 factory. Answers {key: address}. */
+/** Deploys what deploy-plan.json lists, through the CREATE2 factory, of the optional steps those whose parameters are given. Answers {key: address}. */
 export async function deployPlan(chain, parameters) {
   const plan = JSON.parse(readFileSync(join(contracts, "deploy-plan.json"), "utf8"));
   const addresses = {};
-  for (const step of plan.steps) {
+  const isGiven = (name) => name.startsWith("$") || name in parameters;
+  for (const step of [...plan.steps, ...plan.optional.filter((step) => step.arguments.every(isGiven))]) {
     const { abi, bytecode } = artifact(step.contract);
     const values = step.arguments.map((name) => (name.startsWith("$") ? addresses[name.slice(1)] : parameters[name]));
     const init = concat([bytecode, abi.encodeDeploy(values)]);
