@@ -197,7 +197,7 @@ def test_a_folder_that_is_no_pack_is_named(tmp_path: Path) -> None:
 def test_publish_asks_who_pays(tmp_path: Path) -> None:
     deployments = tmp_path / "31337.json"
     deployments.write_text("{}")
-    network = ["--object-store", "memory://", "--rpc", "http://127.0.0.1:9", "--deployments", deployments]
+    network: list[str | Path] = ["--object-store", "memory://", "--rpc", "http://127.0.0.1:9", "--deployments", deployments]
     told = refused("publish", SPEND_LIMIT, *network)
     assert "give --gateway" in told, "whose else could it be?"
     told = refused("publish", SPEND_LIMIT, *network, "--gateway", "http://127.0.0.1:9", "--api-key", "x")
