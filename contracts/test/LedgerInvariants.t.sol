@@ -25,6 +25,7 @@ contract RefundHandler is Network {
     uint256 public taken;
     uint256 public funded;
     uint256 public paidByAnothersWord;
+    uint256 public pausedFor;
 
     constructor() {
         vm.warp(START);
@@ -93,7 +94,10 @@ contract RefundHandler is Network {
     }
 
     function wait(uint256 time) external {
+        uint256 before = block.timestamp;
         skip(bound(time, 1, 3 days));
+        uint256 end = vault.pausedUntil();
+        if (end > before) pausedFor += (end < block.timestamp ? end : block.timestamp) - before;
     }
 
     function _notePaid(bytes32 paymentId) private {
@@ -157,6 +161,10 @@ contract RefundInvariantsTest is Network {
 
     function invariant_no_pause_is_longer_than_a_day() public view {
         assertLe(vault.pausedUntil(), block.timestamp + 1 days);
+    }
+
+    function invariant_an_eighth_of_the_time_is_paused_at_most_and_a_day() public view {
+        assertLe(handler.pausedFor(), (block.timestamp - START) / 8 + 1 days);
     }
 }
 
@@ -257,6 +265,8 @@ contract NodeHandler is Network {
 
     NodeRegistry public nodes;
     address[2] public names;
+    mapping(bytes32 keyId => uint40) public earliestEnd;
+    uint256 public prolonged;
     Claim[] private _claims;
     Moment[] private _moments;
 
@@ -283,8 +293,9 @@ contract NodeHandler is Network {
         (address node, bytes32 key_) = _announce(which, key);
         vm.prank(node);
         try nodes.addKey(node, key_, "") returns (bytes32 keyId) {
-            _claims.push(Claim(keyId, node, uint40(block.timestamp)));
+            _note(keyId, node);
         } catch {}
+        _noteEnds();
     }
 
     function rotate(uint256 which, uint256 old, uint256 key, uint256 overlap) external {
@@ -293,14 +304,30 @@ contract NodeHandler is Network {
         bytes32 oldKeyId = _claims[old % _claims.length].keyId;
         vm.prank(node);
         try nodes.rotateKey(node, oldKeyId, key_, "", uint40(bound(overlap, 0, 7 days))) returns (bytes32 keyId) {
-            _claims.push(Claim(keyId, node, uint40(block.timestamp)));
+            _note(keyId, node);
         } catch {}
+        _noteEnds();
     }
 
     function revoke(uint256 which, uint256 key) external {
         if (_claims.length == 0) return;
         vm.prank(names[which % 2]);
         try nodes.revokeKey(_claims[key % _claims.length].keyId, NodeRegistry.RevocationReason.Ceased) {} catch {}
+        _noteEnds();
+    }
+
+    function _note(bytes32 keyId, address node) private {
+        _claims.push(Claim(keyId, node, uint40(block.timestamp)));
+        earliestEnd[keyId] = nodes.NO_END();
+    }
+
+    function _noteEnds() private {
+        for (uint256 i = 0; i < _claims.length; ++i) {
+            bytes32 keyId = _claims[i].keyId;
+            (,,, uint40 until) = nodes.keyOf(keyId);
+            if (until > earliestEnd[keyId]) ++prolonged;
+            else earliestEnd[keyId] = until;
+        }
     }
 
     /// @dev What is said of a time that is over must be said of it for ever.
@@ -357,6 +384,10 @@ contract NodeInvariantsTest is Network {
                 assertTrue(claims[j].keyId != claims[i].keyId);
             }
         }
+    }
+
+    function invariant_no_end_is_put_off() public view {
+        assertEq(handler.prolonged(), 0);
     }
 
     function invariant_what_is_over_is_not_rewritten() public view {
