@@ -192,8 +192,9 @@ async def test_one_operator_cannot_keep_the_aggregator_busy(stage: Stage) -> Non
     context = world.batch()
     loud, *others = world.members
     await stage.batch(context)
-    for _ in range(40):
-        await stage.say(topics.RESPONSES, context, world.response(loud, context, [world.decided(context)], signature=b"\x00" * 96))
+    for number in range(40):
+        forged = bytes([number]) + b"\x00" * 95
+        await stage.say(topics.RESPONSES, context, world.response(loud, context, [world.decided(context)], signature=forged))
     await stage.respond(context, loud)
     await stage.respond(context, *others)
     _, group = await stage.result(context)

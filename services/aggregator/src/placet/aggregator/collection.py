@@ -35,6 +35,8 @@ def check_decided(context: BatchContext, decided: Sequence[DecidedTask]) -> Cert
             context.intent_hashes[item.task],
         ):
             raise VerificationFailed("a leaf is for another task, client, policy or intent", field="leaf")
+        if leaf.expiration > batch.timestamp + limits.MAX_VALID_FOR_S:
+            raise VerificationFailed("a leaf outlives the longest validity", field="leaf.expiration")
         if leaf.expiration > task.intent.deadline:
             raise VerificationFailed("a leaf outlives its intent", field="leaf.expiration")
         parts = dict(zip(EVIDENCE_PARTS, item.evidence_parts, strict=True))
@@ -52,8 +54,14 @@ def _check_decision(item: DecidedTask) -> None:
         decision = jsonx.parse(item.decision, field="decision", max_bytes=limits.MAX_DECISION_BYTES)
     except InvalidInput as error:
         raise VerificationFailed(error.message, field="decision") from None
-    if not isinstance(decision, dict) or decision.get("allow") is not item.leaf.allow:
+    reasons = decision.get("reasons", []) if isinstance(decision, dict) else None
+    if not isinstance(reasons, list) or len(reasons) > _MAX_REASONS or not all(isinstance(reason, str) for reason in reasons):
+        raise VerificationFailed("the decision's reasons are no texts", field="decision")
+    if decision.get("allow") is not item.leaf.allow:
         raise VerificationFailed("the decision shown is not the leaf's", field="decision")
+
+
+_MAX_REASONS = 1024
 
 
 @dataclass(slots=True)
@@ -109,6 +117,9 @@ class Collection:
     """How many messages of an operator were worked on; bounded, so that one cannot keep the aggregator busy."""
     pairings: dict[Address, int] = field(default_factory=dict)
     """How many BLS signatures of an operator were verified; bounded likewise."""
+    seen: dict[Address, set[bytes]] = field(default_factory=dict)
+    """Digests of an operator's messages: what anybody repeats does not use up what the operator may say."""
+    repeats: dict[Address, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

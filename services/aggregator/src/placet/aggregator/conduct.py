@@ -32,8 +32,13 @@ class Conduct:
             self._silences[operator.address] = 0 if operator.address in collection.heard else silences + 1
 
     def note_signed(self, collection: Collection, now: float) -> None:
-        """Remember, of a batch that fails under its Proposal, who is in the Proposal and has signed nothing."""
-        signed = {address for ballot in collection.ballots.values() for address in ballot.signatures}
+        """Remember, of a batch that fails under its Proposal, who is in it and has not signed what most signed. To sign anything else is
+        to sign nothing."""
+        signed: set[Address] = set()
+        for task in collection.open_tasks:
+            ballots = [ballot for ballot in collection.ballots.values() if task in ballot.tasks]
+            if ballots:
+                signed |= max(ballots, key=lambda b: collection.operators.stake_of(frozenset(b.signatures))).signatures.keys()
         self._withheld |= dict.fromkeys(collection.proposed - signed, now + _WITHHELD_FOR_S)
 
     def waited_for(self, collection: Collection) -> frozenset[Address]:

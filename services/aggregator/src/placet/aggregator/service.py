@@ -449,9 +449,12 @@ class AggregatorService:
             if message.batch_id != collection.context.id or message.chain_id != collection.context.batch.chain_id:
                 raise VerificationFailed("the message belongs to another batch", field="batchId")
             operator = Address(message.sender)
-            collection.messages[operator] = collection.messages.get(operator, 0) + 1
-            if collection.messages[operator] > _MAX_MESSAGES:
+            seen, digest = collection.seen.setdefault(operator, set()), keccak256(message.raw)
+            counted = collection.repeats if digest in seen else collection.messages
+            counted[operator] = counted.get(operator, 0) + 1
+            if counted[operator] > _MAX_MESSAGES:
                 raise InvalidInput(f"more than {_MAX_MESSAGES} messages of one operator for one batch", field="sender")
+            seen.add(digest)
             if message.kind is Kind.OBSERVATION:
                 await self._hear_observation(collection, message)
             else:

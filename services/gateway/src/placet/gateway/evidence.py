@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 
 from placet.core.digests import EVIDENCE_PARTS
-from placet.core.errors import NotFound, Unavailable
+from placet.core.errors import NotFound, PlacetError, Unavailable
 from placet.core.evidence import EvidenceRecord
 from placet.core.types import Hash32, hash_from, hex0x
 
@@ -63,7 +63,7 @@ class EvidenceClient:
                 record = EvidenceRecord(
                     hash_from(document["salt"]), {name: bytes.fromhex(document["parts"][name][2:]) for name in EVIDENCE_PARTS}
                 )
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+            except (PlacetError, aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("evidence at %s: %s", url, type(error).__name__)
                 continue
             if record.digest() == evidence:

@@ -10,7 +10,7 @@ from typing import Any
 from placet.core import wire
 from placet.core.batch import BatchContext
 from placet.core.digests import EVIDENCE_PARTS
-from placet.core.errors import NotFound, PlacetError
+from placet.core.errors import NotFound
 from placet.core.types import Hash32, Task, TaskBatch, hash_from, hex0x
 from placet.gateway.batcher import new_salt
 from placet.gateway.evidence import EvidenceClient
@@ -106,7 +106,7 @@ class Insight:
         try:
             async with asyncio.timeout(_PLACES_WITHIN_S):
                 reasons = await self._places(answer)
-        except (PlacetError, TimeoutError, UnicodeDecodeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, a denial that was signed is answered
             log.info("no places for a denial: %s", error)
             return answer
         return {**answer, "reasons": reasons} if reasons else answer

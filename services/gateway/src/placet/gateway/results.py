@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from sqlalchemy.exc import DataError, IntegrityError
+
 from placet.core import jsonx, limits, topics, wire
 from placet.core.batch import BatchContext
 from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, TopicPartition, next_offsets
@@ -115,7 +117,11 @@ class Results:
             payload = await self._store.batch_of(batch_id)
             if payload is None:
                 continue
-            context = BatchContext.of(*wire.decode_batch(payload))
+            try:
+                context = BatchContext.of(*wire.decode_batch(payload))
+            except PlacetError as error:
+                log.error("batch %s cannot be read back: %s", hex0x(batch_id), error)
+                continue
             try:
                 reader = self._chains[context.batch.chain_id]
                 self.expect(context, await reader.at(context.batch.block_hash, clients=context.clients()))
@@ -171,9 +177,15 @@ class Results:
             try:
                 await handler(record)
                 return
+            except (DataError, IntegrityError) as error:
+                log.error("%s: record ignored, the database cannot hold it: %s", record.topic, type(error).__name__)
+                return
             except DATABASE_ERRORS as error:
                 log.warning("%s waits: %s", record.topic, error)
                 await asyncio.sleep(0.5)
+            except Exception:
+                log.exception("%s: record ignored", record.topic)  # one record never ends the loop for all
+                return
 
     async def _sweep(self) -> None:
         """End what nobody else ends: tasks without a result long after the last moment for one, and those of replicas that are gone."""

@@ -157,6 +157,10 @@ class PolicyStore:
         except (InvalidInput, VerificationFailed) as error:
             await self._announce(Admission(announcement.policy_id, admitted=False, checker=CHECKER_VERSION, reason=str(error)))
             log.warning("policy %s refused: %s", hex0x(announcement.policy_id), error)
+        except (OverflowError, ValueError, TypeError) as error:  # a bundle of which no id can be made
+            reason = f"its bundle is malformed ({type(error).__name__})"
+            await self._announce(Admission(announcement.policy_id, admitted=False, checker=CHECKER_VERSION, reason=reason))
+            log.warning("policy %s refused: %s", hex0x(announcement.policy_id), reason)
         except (Unavailable, NotFound) as error:
             log.warning("policy %s not admitted yet: %s", hex0x(announcement.policy_id), error)
             asyncio.get_running_loop().call_later(2.0, pending.put_nowait, (key, value))

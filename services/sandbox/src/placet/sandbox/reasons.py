@@ -142,11 +142,29 @@ def _given(text: str, is_format: bool, message: str) -> int | None:
     if not is_format:
         return len(text) if text == message else None
     parts = _VERB.split(text)
-    verbs = _VERB.findall(text)
-    pattern = re.escape(parts[0])
-    for verb, part in zip(verbs, parts[1:], strict=True):
-        pattern += ("%" if verb == "%%" else ".*?") + re.escape(part)
-    return sum(map(len, parts)) if re.fullmatch(pattern, message, re.DOTALL) else None
+    literals = [parts[0]]
+    for verb, part in zip(_VERB.findall(text), parts[1:], strict=True):
+        if verb == "%%":
+            literals[-1] += "%" + part
+        else:
+            literals.append(part)
+    return sum(map(len, parts)) if _stand_in_order(literals, message) else None
+
+
+def _stand_in_order(literals: list[str], message: str) -> bool:
+    """Whether the message begins with the first, ends with the last, and holds the others between, in order: in linear time."""
+    first, last = literals[0], literals[-1]
+    if len(literals) == 1:
+        return message == first
+    at, end = len(first), len(message) - len(last)
+    if not message.startswith(first) or not message.endswith(last) or at > end:
+        return False
+    for literal in literals[1:-1]:
+        found = message.find(literal, at, end)
+        if found < 0:
+            return False
+        at = found + len(literal)
+    return True
 
 
 def _rules(syntax_json: str) -> list[_Rule]:

@@ -49,9 +49,14 @@ def restore(carrier: Mapping[str, str]) -> Context:
     return _propagator.extract({name: carrier[name] for name in TRACE_HEADERS if name in carrier}, context=Context())
 
 
+def _texts(headers: Headers) -> dict[str, str]:
+    """The trace headers. Other clients write some without a value, whatever the type here says."""
+    return {name: value.decode("latin-1") for name, value in headers if name in TRACE_HEADERS and isinstance(value, bytes)}
+
+
 def context_of(record: Record) -> Context:
     """The context of the span that sent `record`."""
-    carrier = {name: value.decode("latin-1") for name, value in record.headers if name in TRACE_HEADERS}
+    carrier = _texts(record.headers)
     return _propagator.extract(carrier, context=Context())
 
 
@@ -77,7 +82,7 @@ def sending(topic: str, partition: int, key: bytes | None, headers: Headers) -> 
     """The PRODUCER span around one publish. Without a current span, trace headers already in `headers` (a replay) are its parent."""
     parent: Context | None = None
     if not trace.get_current_span().get_span_context().is_valid:
-        carrier = {name: value.decode("latin-1") for name, value in headers if name in TRACE_HEADERS}
+        carrier = _texts(headers)
         if carrier:
             parent = _propagator.extract(carrier, context=Context())
     attributes: dict[str, AttributeValue] = {
