@@ -186,6 +186,32 @@ class VerificationFailed(PlacetError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class TeeRejected(VerificationFailed):
+    """Evidence of a TEE does not hold, or is not what the policy accepts. The member `check` names the check that failed."""
+
+    code = "tee_rejected"
+
+    @property
+    def check(self) -> str:
+        """Name of the check that failed (`placet.verify.tee.CHECKS`)."""
+        return str(self.extra.get("check", ""))
+
+
+class TeeUnverifiable(PlacetError):
+    """Evidence of a TEE can be neither accepted nor refused: collateral or a revocation list is missing, or out of date at that time.
+    Fresh collateral can change that; until then the evidence counts as none."""
+
+    code = "tee_unverifiable"
+    http_status = 503
+    grpc_status = "FAILED_PRECONDITION"
+    retryable = True
+
+    @property
+    def check(self) -> str:
+        """Name of the check that could not be made."""
+        return str(self.extra.get("check", ""))
+
+
 class SettlementFailed(PlacetError):
     """The chain would not take, or did not keep, the transaction."""
 
@@ -216,6 +242,8 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     DeadlineExceeded,
     Unavailable,
     VerificationFailed,
+    TeeRejected,
+    TeeUnverifiable,
     SettlementFailed,
     Internal,
 )

@@ -36,6 +36,14 @@ MAX_REASON_BYTES = 256
 MAX_DECODED_NODES = 4096  # values in one decoded call
 MAX_NESTED_CALLS = 64
 MAX_NESTING = 3
+MAX_TEE_DOCUMENT_BYTES = 32 << 10  # one quote, report or attestation document
+MAX_TEE_COLLATERAL_BYTES = 256 << 10
+MAX_TEE_CERTIFICATES = 10
+MAX_TEE_CERTIFICATE_BYTES = 8 << 10
+MAX_TEE_CRLS = 8
+MAX_TEE_CRL_BYTES = 128 << 10
+MAX_TEE_EVIDENCE_BYTES = 1 << 20  # JSON of the evidence, the GPU's included
+MAX_TEE_POLICY_BYTES = 256 << 10
 
 CLOCK_SKEW_FUTURE_S = 2  # a batch from the future beyond this is refused
 CLOCK_SKEW_PAST_S = 10  # a batch older than this when first seen is refused
