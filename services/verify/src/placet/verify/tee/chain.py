@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
+from placet.core import limits
 from placet.verify.tee.checks import Step, reject, unverifiable
 
 _UNDERSTOOD = {
@@ -25,17 +26,39 @@ _UNDERSTOOD = {
 }
 
 
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
+"""What reading a malformed certificate or list can raise."""
+
+
 def load_certificates(ders: Sequence[bytes]) -> tuple[x509.Certificate, ...]:
     """Certificates from DER, exactly. Rejects what cannot be read."""
     loaded = []
     for index, der in enumerate(ders):
         try:
             certificate = x509.load_der_x509_certificate(der)
-            _ = certificate.extensions  # parsed lazily: a duplicate or malformed extension shows here
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+            _touch(certificate)
+        except UNREADABLE:
             reject(Step.CHAIN, f"certificate {index} cannot be read")
         loaded.append(certificate)
     return tuple(loaded)
+
+
+def load_pem(pem: bytes, step: Step, what: str) -> tuple[x509.Certificate, ...]:
+    """Certificates from PEM, leaf first, at least a leaf and its issuer. Rejects at `step` what cannot be read."""
+    try:
+        chain = x509.load_pem_x509_certificates(pem)
+        for certificate in chain:
+            _touch(certificate)
+    except UNREADABLE:
+        reject(step, f"{what} cannot be read")
+    if not 2 <= len(chain) <= limits.MAX_TEE_CERTIFICATES:
+        reject(step, f"{what} has {len(chain)} certificates")
+    return tuple(chain)
+
+
+def _touch(certificate: x509.Certificate) -> None:
+    """Read now what is otherwise read, and found malformed, late."""
+    _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key()
 
 
 def fingerprint(certificate: x509.Certificate) -> bytes:
@@ -70,7 +93,7 @@ def check_chain(
     for index, (certificate, issuer) in enumerate(pairwise(chain)):
         try:
             certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        except (*UNREADABLE, InvalidSignature):
             reject(Step.CHAIN, f"certificate {index} is not signed by certificate {index + 1}")
     _check_crls(chain, crls, at, crl_required)
 
@@ -124,7 +147,8 @@ def _load_crl(der: bytes, number: int) -> x509.CertificateRevocationList:
     try:
         crl = x509.load_der_x509_crl(der)
         critical = [extension.oid for extension in crl.extensions if extension.critical]
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        _ = crl.issuer, crl.last_update_utc, crl.next_update_utc
+    except UNREADABLE:
         reject(Step.COLLATERAL, f"revocation list {number} cannot be read")
     if critical:
         reject(Step.COLLATERAL, f"revocation list {number} is a partial one ({critical[0].dotted_string})")
@@ -136,16 +160,13 @@ def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) ->
         return False
     try:
         return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # other key types raise TypeError
-    except (TypeError, ValueError, InvalidSignature, UnsupportedAlgorithm):
+    except (*UNREADABLE, InvalidSignature):
         return False
 
 
 def p384_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     """The certificate's key, which must be on P-384."""
-    try:
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        reject(Step.CHAIN, "the leaf's key cannot be read")
+    key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         reject(Step.CHAIN, "the leaf's key is not on P-384")
     return key

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from placet.core import jsonx, limits
 from placet.core.errors import InvalidInput
-from placet.verify.tee.chain import check_root
+from placet.verify.tee.chain import UNREADABLE, check_root, load_pem
 from placet.verify.tee.checks import Claims, Step, reject, unverifiable
 from placet.verify.tee.evidence import Evidence, EvidenceKind
 from placet.verify.tee.policy import KindPolicy
@@ -68,10 +68,11 @@ _STEP_OF = (  # words in dcap-qvl's errors; the first that fits names the check.
     ("qe identity", Step.COLLATERAL),
     ("fmspc", Step.COLLATERAL),
     ("tcb", Step.TCB),
+    ("certificate chain", Step.CHAIN),
+    ("crl", Step.COLLATERAL),
     ("signature", Step.SIGNATURE),
     ("cert", Step.CHAIN),
-    ("crl", Step.CHAIN),
-    ("issuer", Step.CHAIN),
+    ("root ca", Step.CHAIN),
 )
 
 
@@ -152,7 +153,16 @@ def parse(document: bytes) -> Quote:
         reject(Step.DOCUMENT, "the PCK certificate chain (certification data of type 5) wanted")
     pem = certification.take(certification.number(4))
     certification.end("the certification data")
-    return Quote(kind, signed, signed[body_offset:], _pem_chain(pem.rstrip(b"\0"), Step.CHAIN, "the quote's certificate chain"))
+    return Quote(kind, signed, signed[body_offset:], _pck_chain(pem.rstrip(b"\0")))
+
+
+def _pck_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The chain, which but for white space must be nothing else than its certificates, so that every reader finds the same leaf."""
+    chain = load_pem(pem, Step.CHAIN, "the quote's certificate chain")
+    alone = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+    if b"".join(pem.split()) != b"".join(alone.split()):
+        reject(Step.DOCUMENT, "the quote's certificate chain holds something else than certificates")
+    return chain
 
 
 def _signed_part(reader: _Reader) -> tuple[EvidenceKind, int]:
@@ -176,16 +186,6 @@ def _signed_part(reader: _Reader) -> tuple[EvidenceKind, int]:
     begin = reader.offset
     reader.take(size)
     return (EvidenceKind.SGX if tee == _SGX else EvidenceKind.TDX), begin
-
-
-def _pem_chain(pem: bytes, step: Step, what: str) -> tuple[x509.Certificate, ...]:
-    try:
-        chain = x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        reject(step, f"{what} cannot be read")
-    if not 2 <= len(chain) <= limits.MAX_TEE_CERTIFICATES:
-        reject(step, f"{what} has {len(chain)} certificates")
-    return tuple(chain)
 
 
 def signed_parts(evidence: Evidence) -> tuple[bytes, ...]:
@@ -252,9 +252,9 @@ def _exposed(quote: Quote) -> str:
 
 
 def _reject_for(error: str) -> NoReturn:
-    lower = error.lower()
-    step = next((step for word, step in _STEP_OF if word in lower), Step.SIGNATURE)
-    reject(step, error[:300])
+    text = " ".join(error.removeprefix("Verification failed: ").split())
+    lower = text.lower()
+    reject(next((step for word, step in _STEP_OF if word in lower), Step.SIGNATURE), text[:300])
 
 
 # --- collateral
@@ -294,13 +294,13 @@ def _check_in_force(members: Mapping[str, str], at: int) -> int:
     for name in ("root_ca_crl", "pck_crl"):
         try:
             crl = x509.load_der_x509_crl(_value(members, name))
-        except ValueError:
+        except UNREADABLE:
             reject(Step.COLLATERAL, f"{name} cannot be read")
         if crl.next_update_utc is None:
             unverifiable(Step.COLLATERAL, f"{name} does not say until when it holds")
         _in_force(name, int(crl.last_update_utc.timestamp()), int(crl.next_update_utc.timestamp()), at)
     for name in ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain"):
-        for certificate in _pem_chain(members[name].encode(), Step.COLLATERAL, name):
+        for certificate in load_pem(members[name].encode(), Step.COLLATERAL, name):
             _in_force(name, int(certificate.not_valid_before_utc.timestamp()), int(certificate.not_valid_after_utc.timestamp()), at)
     return min(evaluations)
 

@@ -21,7 +21,7 @@ from placet.verify.tee.evidence import Evidence, EvidenceKind
 from placet.verify.tee.policy import KindPolicy
 
 PROTECTED = bytes.fromhex("a1013822")  # {1: -35}: ES384
-MAX_DOCUMENT_BYTES = 16_384
+MAX_DOCUMENT_BYTES = 16_384 + 256  # a payload of at most 16,384, and what is around it
 _MEMBERS = {"module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle", "public_key", "user_data", "nonce"}
 _OPTIONAL_BYTES = {"public_key": 1024, "user_data": 512, "nonce": 512}
 _ZERO = bytes(48)
@@ -136,8 +136,8 @@ def signed_parts(evidence: Evidence) -> tuple[bytes, ...]:
 def verify(evidence: Evidence, policy: KindPolicy, at: int) -> Claims:
     """Verify document and chain; say what they claim.
 
-    The bundle's first certificate is the pinned root. The leaf lives for three hours, so an older document is refused by its chain. AWS's
-    revocation lists are checked when given; AWS itself advises against them, because the certificates are so short-lived.
+    The bundle's first certificate is the pinned root. The leaf lives for three hours, so an older document is refused by its chain. AWS
+    uses no revocation lists; any that are given are checked.
 
     Raises:
         TeeRejected, TeeUnverifiable.

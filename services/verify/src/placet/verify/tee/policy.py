@@ -25,7 +25,7 @@ TCB_STATUSES = (
     "OutOfDateConfigurationNeeded",
     "Unknown",
 )
-"""Intel's words; for sev-snp only UpToDate, OutOfDate and Unknown occur. Revoked can be accepted by no policy."""
+"""Intel's words; for sev-snp UpToDate, OutOfDate and Unknown. No policy can accept others, such as Revoked and TDRelaunchAdvised."""
 
 PINNED_ROOTS: Mapping[EvidenceKind, frozenset[bytes]] = MappingProxyType(
     {

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
+from placet.core.errors import TeeRejected, TeeUnverifiable
 from placet.verify.report import Check
 from placet.verify.tee import intel, nitro, nvidia, snp, software
 from placet.verify.tee.binding import Binding, Quoted, gpu_nonce, length_prefixed
-from placet.verify.tee.checks import CHECKS, Claims, Step, reject
+from placet.verify.tee.checks import CHECKS, Claims, Step, reject, unverifiable
 from placet.verify.tee.evidence import Evidence, EvidenceKind
 from placet.verify.tee.policy import KindPolicy, TeePolicy
 
@@ -207,7 +208,12 @@ def _check_gpu(evidence: Evidence, claims: Claims, policy: TeePolicy, at: int, d
     accepted = policy.kinds.get(EvidenceKind.NVIDIA_GPU)
     if accepted is None:
         reject(Step.GPU, "the policy does not accept nvidia-gpu")
-    gpu = nvidia.verify(evidence.gpu, accepted, at)
+    try:
+        gpu = nvidia.verify(evidence.gpu, accepted, at)
+    except TeeRejected as error:
+        reject(Step.GPU, error.message)
+    except TeeUnverifiable as error:
+        unverifiable(Step.GPU, error.message)
     if claims.report_data is None or gpu.nonce != gpu_nonce(claims.report_data):
         reject(Step.GPU, "the GPU's report was made for another TEE or session")
     if accepted.platforms is not None and gpu.platform_id not in accepted.platforms:
