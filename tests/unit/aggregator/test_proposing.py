@@ -9,7 +9,7 @@ import pytest
 
 from placet.core import limits, topics, wire
 from placet.core.batch import BatchContext
-from placet.core.envelope import Kind, open_envelope
+from placet.core.envelope import Kind, open_envelope, seal
 from placet.core.messages import Proposal
 from placet.core.proposals import open_observations
 from placet.core.types import Hash32
@@ -102,13 +102,13 @@ async def test_messages_that_come_before_their_batch_are_not_lost() -> None:
         for item in members:
             await network.bus.publish(topics.OBSERVATIONS, context.id, rig.sealed_observation(item, context, rig.observed(context)))
         actors = network.service._actors
-        await until(lambda: context.id in actors and actors[context.id].mailbox.qsize() == 4, "all four were read")
-        assert network.service._early.held_bytes > 0
+        await until(lambda: context.id in actors and len(actors[context.id].mailbox) == 4, "all four were read")
+        assert network.service._mailboxes.held_bytes > 0
         await rig.give(network, context, [])
         proposal = await proposal_of(network, context, 2.0)
         assert proposal is not None
         assert len(proposal.observations) == 4
-        assert network.service._early.held_bytes == 0
+        assert network.service._mailboxes.held_bytes == 0
 
 
 async def test_messages_of_strangers_before_a_batch_are_kept_in_little_room_only() -> None:
@@ -116,15 +116,16 @@ async def test_messages_of_strangers_before_a_batch_are_kept_in_little_room_only
     stranger = next(item for item in rig.identities(8) if item.address not in {member.address for member in members})
     async with rig.aggregator(rig.operator_set(members), {rig.CLIENT: rig.pins()}) as network:
         large = rig.sealed_observation(stranger, context, rig.observed(context, b'"' + b"x" * 900_000 + b'"'))
-        honest = rig.sealed_observation(members[0], context, rig.observed(context))
-        forged = honest[:-1] + bytes([honest[-1] ^ 1])
         for number in range(10):
             await network.bus.publish(topics.OBSERVATIONS, number.to_bytes(32, "big"), large)
         keys = [Hash32((100 + number).to_bytes(32, "big")) for number in range(10)]
         for key in keys:
-            await network.bus.publish(topics.OBSERVATIONS, key, forged)
-            await network.bus.publish(topics.OBSERVATIONS, key, honest)  # read after it: one key, one partition
+            honest = seal(members[0].bus, kind=Kind.OBSERVATION, chain_id=rig.CHAIN, sender=members[0].address, payload=b"", batch_id=key)
+            forged = honest[:-1] + bytes([honest[-1] ^ 1])
+            elsewhere = rig.sealed_observation(members[0], context, rig.observed(context))
+            for record in (forged, elsewhere, honest):  # read in this order: one key, one partition
+                await network.bus.publish(topics.OBSERVATIONS, key, record)
         actors = network.service._actors
         await until(lambda: all(key in actors for key in keys), "all were read", within_s=20)
-        assert network.service._early.held_bytes <= 5 << 20, "four of the large ones at most, and what operators signed"
-        assert {actors[key].mailbox.qsize() for key in keys} == {1}, "a forged one takes no room"
+        assert network.service._mailboxes.held_bytes <= 5 << 20, "four of the large ones at most, and what operators signed"
+        assert {len(actors[key].mailbox) for key in keys} == {1}, "a forged one, and one of another batch, take no room"

@@ -335,7 +335,7 @@ async def test_nor_when_the_last_signature_comes_then(stage: Stage) -> None:
 
     async def heard() -> bool:
         actor = service._actors.get(context.id)
-        return actor is not None and actor.task is not None and actor.mailbox.empty()
+        return actor is not None and actor.task is not None and not len(actor.mailbox)
 
     await eventually(heard)
     clock.now += limits.CERTIFY_WITHIN_S + 2

@@ -167,12 +167,12 @@ class Collection:
         """Whether every operator has vouched or abstained."""
         return all(operator.address in self.heard for operator in self.operators.operators)
 
-    def heard_quorum(self) -> bool:
-        """Whether those heard hold quorum stake: with data Observations count, without it also Responses to the whole batch, and then
-        no Observations of data."""
+    def heard_quorum(self, without: frozenset[Address] = frozenset()) -> bool:
+        """Whether those heard, `without` these, hold quorum stake: with data Observations count, without it also Responses to the whole
+        batch, and then no Observations of data."""
         observers = {address for address, tasks in self.outputs.items() if any(tasks.values())}
-        with_data, without = frozenset(self.heard.keys() - self.whole), frozenset(self.heard.keys() - observers)
-        stake = max(self.operators.stake_of(with_data), self.operators.stake_of(without))
+        heard = frozenset(self.heard) - without
+        stake = max(self.operators.stake_of(heard - self.whole), self.operators.stake_of(heard - observers))
         return meets(stake, self.operators.total_stake, self.quorum_bps)
 
     def is_settled(self, doubted: frozenset[Address] = frozenset()) -> bool:

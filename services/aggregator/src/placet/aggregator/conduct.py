@@ -31,6 +31,15 @@ class Conduct:
             silences = self._silences.get(operator.address, 0)
             self._silences[operator.address] = 0 if operator.address in collection.heard else silences + 1
 
+    def has_silent(self) -> bool:
+        """Whether any operator is not waited for."""
+        return any(missed >= _SILENT_AFTER for missed in self._silences.values())
+
+    def note_present(self, operator: Address) -> None:
+        """Remember that an operator was heard, be it after its batch's end: it is not silent."""
+        if self._silences.get(operator, 0) >= _SILENT_AFTER:
+            self._silences[operator] = 0
+
     def note_signed(self, collection: Collection, now: float) -> None:
         """Remember, of a batch that fails under its Proposal, who is in it and has not signed what most signed. To sign anything else is
         to sign nothing."""

@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from placet.aggregator.collection import Ballot, Collection, check_decided, verify_signature
 from placet.aggregator.conduct import Conduct
-from placet.aggregator.early import EarlyMessages
+from placet.aggregator.mailboxes import Mailbox, Mailboxes
 from placet.aggregator.published import Published
 from placet.core import limits, topics, wire
 from placet.core.batch import BatchContext, quorum_of
@@ -64,7 +64,7 @@ class Timing:
 class _Actor:
     """One batch: its mailbox and, once its tasks were read, the coroutine that works on it."""
 
-    mailbox: asyncio.Queue[Record] = field(default_factory=asyncio.Queue)
+    mailbox: Mailbox
     task: asyncio.Task[None] | None = None
     closed: bool = False
     expires: float = 0.0
@@ -99,7 +99,7 @@ class AggregatorService:
         self._waiting: dict[TopicPartition, deque[tuple[int, Hash32, float]]] = {}
         self._published = Published(bus_signer.public_key, 2 * _KEEP_S)
         self._conduct = Conduct()
-        self._early = EarlyMessages()
+        self._mailboxes = Mailboxes()
         self.subscription: Subscription | None = None
 
     # --- the loop
@@ -127,7 +127,7 @@ class AggregatorService:
             except (PlacetError, RpcError) as error:
                 log.warning("operators are not known yet: %s", error)
             else:
-                self._early.learn(state.operators)
+                self._mailboxes.learn(state.operators)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for open batches."""
@@ -158,7 +158,7 @@ class AggregatorService:
                 for _offset, batch_id, _expires in self._waiting.pop(at):
                     actor = self._actors.pop(batch_id, None)
                     if actor is not None:
-                        self._early.release(batch_id)
+                        actor.mailbox.clear()
                         if actor.task is not None:
                             actor.task.cancel()
         log.info("partitions %s given up", sorted(numbers))
@@ -176,20 +176,30 @@ class AggregatorService:
         if expires < self._clock():
             return
         if record.topic == topics.TASKS:
-            actor = self._actors.setdefault(batch_id, _Actor())
+            actor = self._actors.get(batch_id) or self._actors.setdefault(batch_id, _Actor(Mailbox(self._mailboxes)))
             actor.expires = max(actor.expires, expires)
             if actor.task is None and not actor.closed:
-                self._early.release(batch_id)
                 actor.task = asyncio.create_task(self._work(actor, record), name=f"batch {batch_id.hex()[:8]}")
             return
         known = self._actors.get(batch_id)
-        if known is not None and known.task is not None:
-            if not known.closed:
-                known.mailbox.put_nowait(record)
-        elif self._early.admit(batch_id, record):
-            actor = self._actors.setdefault(batch_id, _Actor())
+        if known is not None and known.closed:
+            self._note_late(record)
+            return
+        actor = known or _Actor(Mailbox(self._mailboxes))
+        if self._mailboxes.put(actor.mailbox, record):
+            self._actors[batch_id] = actor
             actor.expires = max(actor.expires, expires)
-            actor.mailbox.put_nowait(record)
+
+    def _note_late(self, record: Record) -> None:
+        """Who answers after a batch has ended is slow, not silent."""
+        if not self._conduct.has_silent():
+            return
+        try:
+            opened = self._mailboxes.open(record)
+        except (InvalidInput, VerificationFailed):
+            return
+        if opened is not None:
+            self._conduct.note_present(Address(opened[0].sender))
 
     async def _keep_house(self) -> None:
         while True:
@@ -209,8 +219,7 @@ class AggregatorService:
             self._published.expire(now)
             for batch_id, actor in list(self._actors.items()):
                 if actor.expires < now and (actor.task is None or actor.task.done()):
-                    self._actors.pop(batch_id)
-                    self._early.release(batch_id)
+                    self._actors.pop(batch_id).mailbox.clear()
 
     def _is_over(self, batch_id: Hash32, expires: float, now: float, topic: str) -> bool:
         if expires < now or topic in (topics.PROPOSALS, topics.ATTESTATIONS):
@@ -236,9 +245,11 @@ class AggregatorService:
                     log.exception("batch %s", hex0x(collection.context.id))
                     await self._fail(collection, collection.open_tasks, "internal", "the aggregator could not work on this batch")
                 actor.closed = True
+                actor.mailbox.clear()
                 _SECONDS.observe(time.perf_counter() - started)
             except (InvalidInput, VerificationFailed) as error:
                 actor.closed = True
+                actor.mailbox.clear()
                 span.set_attribute("error.type", error.code)
                 log.warning("batch dropped: %s", error)
                 await self._bus.publish_dlq(record, error, consumer="aggregator")
@@ -272,7 +283,7 @@ class AggregatorService:
         if state.epoch != batch.epoch:
             raise VerificationFailed(f"the batch names epoch {batch.epoch}, its reference block has {state.epoch}", field="epoch")
         quorum_bps = quorum_of(batch, state.pins)
-        self._early.learn(state.operators)
+        self._mailboxes.learn(state.operators)
         return Collection(context, state.operators, quorum_bps if quorum_bps is not None else 10_000)
 
     async def _collect(self, collection: Collection, actor: _Actor, origin: Record) -> None:
@@ -313,15 +324,12 @@ class AggregatorService:
                 if b.reached_at is not None and b.reached_at + self._timing.straggler_s > now
             ]
             try:
-                record = await asyncio.wait_for(actor.mailbox.get(), max(0.001, min(wake) - now))
+                await asyncio.wait_for(actor.mailbox.arrival(), max(0.001, min(wake) - now))
             except TimeoutError:
                 continue
-            if await self._hear(collection, record):
-                contributing.append(record)
-            while not actor.mailbox.empty():
-                record = actor.mailbox.get_nowait()
-                if await self._hear(collection, record):
-                    contributing.append(record)
+            while (taken := actor.mailbox.take()) is not None:
+                if await self._hear(collection, *taken):
+                    contributing.append(taken[0])
 
     async def _fail_what_is_lost(self, collection: Collection, now: float, give_up: float) -> None:
         if collection.proposal_digest is not None and (now >= give_up or collection.abandoned()):
@@ -350,10 +358,10 @@ class AggregatorService:
                 return False
             # Who answers at once may answer anything. What quorum stake said in the same bytes stands whatever comes; else the time that
             # the batch gives is given, to those that have been answering.
-            if (
-                not collection.is_settled(self._conduct.doubted(now))
-                and not self._conduct.waited_for(collection) <= collection.heard.keys()
-            ):
+            # Who is doubted settles nothing, and hastens nothing.
+            doubted = self._conduct.doubted(now)
+            answered = self._conduct.waited_for(collection) <= collection.heard.keys() and collection.heard_quorum(doubted)
+            if not answered and not collection.is_settled(doubted):
                 return False
         # Without data, whole-batch signatures are on their way unless somebody abstained or they disagree.
         return collection.with_outputs or bool(collection.abstentions) or collection.has_heard_all()
@@ -437,7 +445,7 @@ class AggregatorService:
                 log.warning("batch %s: %s", hex0x(collection.context.id), error)
                 await asyncio.sleep(_RETRY_S)
 
-    async def _hear(self, collection: Collection, record: Record) -> bool:
+    async def _hear(self, collection: Collection, record: Record, opened: Message | None, bus_key: bytes) -> bool:
         """Take one operator's message. Whatever does not hold is logged and ignored; it silences nobody."""
 
         def key_of(kind: Kind, sender: bytes) -> bytes | None:
@@ -445,7 +453,9 @@ class AggregatorService:
             return operator.bus_key if operator is not None and kind in (Kind.OBSERVATION, Kind.RESPONSE) else None
 
         try:
-            message = open_envelope(record.value or b"", key_of)
+            # Opened as it arrived; again only where this batch's epoch has another key for the sender.
+            again = opened is None or key_of(opened.kind, opened.sender) != bus_key
+            message = open_envelope(record.value or b"", key_of) if opened is None or again else opened
             if message.batch_id != collection.context.id or message.chain_id != collection.context.batch.chain_id:
                 raise VerificationFailed("the message belongs to another batch", field="batchId")
             operator = Address(message.sender)
@@ -463,6 +473,7 @@ class AggregatorService:
         except PlacetError as error:
             log.warning("batch %s: %s ignored: %s", hex0x(collection.context.id), record.topic, error)
             return False
+        self._conduct.note_present(operator)
         return True
 
     async def _hear_observation(self, collection: Collection, message: Message) -> None:

@@ -123,12 +123,13 @@ class GroupFailure:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """An operator's word on a policy."""
+    """An operator's word on a policy. `said_at` (Unix milliseconds, its own clock) tells its newest word from an older one repeated."""
 
     policy_id: Hash32
     admitted: bool
     checker: str
     reason: str
+    said_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from placet.core import limits, wire
 from placet.core.batch import BatchContext
 from placet.core.envelope import MAX_ENVELOPE_BYTES, Kind, Message, open_envelope
-from placet.core.errors import InvalidInput, VerificationFailed
+from placet.core.errors import InvalidInput, TooLarge, Unavailable, VerificationFailed
 from placet.core.messages import Observation, Proposal, TaskObservation
 from placet.core.objects import ObjectStore
-from placet.core.types import ZERO_HASH, Address, OperatorSet
+from placet.core.types import ZERO_HASH, Address, Hash32, OperatorSet
 
 _DOES_NOT_HOLD = (InvalidInput, VerificationFailed)
 
@@ -41,13 +41,24 @@ async def fetch_observation(observation: Observation, task_count: int, objects: 
     """The observation itself, where the message holds its content address only.
 
     Raises:
-        InvalidInput, VerificationFailed: what lies there is none, for everybody.
+        InvalidInput: what has this address is none, for everybody.
         NotFound, Unavailable: it could not be fetched, here and now.
     """
     if observation.blob_sha256 is None:
         return observation
-    blob = await objects.get(observation.blob_sha256, max_bytes=limits.MAX_OBSERVATION_BLOB_BYTES)
-    return wire.decode_observation(blob, task_count)
+    return wire.decode_observation(await _fetch(objects, observation.blob_sha256, limits.MAX_OBSERVATION_BLOB_BYTES), task_count)
+
+
+async def _fetch(objects: ObjectStore, digest: Hash32, max_bytes: int) -> bytes:
+    """What has this address. What lies there instead (who may write the store may overwrite) says nothing of it: it is not known here.
+
+    Raises:
+        NotFound, Unavailable: it could not be fetched, here and now.
+    """
+    try:
+        return await objects.get(digest, max_bytes=max_bytes)
+    except (TooLarge, VerificationFailed) as error:
+        raise Unavailable(f"the object store does not have it: {error.message}", field="sha256") from None
 
 
 async def open_observations(
@@ -67,7 +78,7 @@ async def open_observations(
     size = len(context.batch.tasks)
     envelopes = list(proposal.observations)
     for digest in proposal.observation_sha256:
-        envelopes.append(await objects.get(digest, max_bytes=MAX_ENVELOPE_BYTES))
+        envelopes.append(await _fetch(objects, digest, MAX_ENVELOPE_BYTES))
     out: dict[Address, Observation] = {}
     raw: list[bytes] = []
     for envelope in envelopes:

@@ -82,6 +82,8 @@ class Topic:
             "cleanup.policy": self.cleanup.value,
             "max.message.bytes": str(self.max_record_bytes + FRAMING_BYTES),
             "message.timestamp.type": "LogAppendTime",
+            # `max.message.bytes` bounds what is sent: a compressed record would be any size at its readers.
+            "compression.type": "uncompressed",
         }
         if self.retention_ms is not None:
             common["retention.ms"] = str(self.retention_ms)

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from placet.core import limits
 from placet.core.errors import InvalidInput, TooLarge
+from placet.core.fieldcount import check_fields
 from placet.core.gen import authorization_pb2 as pb
 from placet.core.messages import (
     Abstention,
@@ -41,6 +42,10 @@ def _parse(message: M, data: bytes, field: str) -> M:
     except DecodeError:
         raise InvalidInput(f"{field}: not a protobuf message", field=field) from None
     return message
+
+
+_MAX_FIELDS = 32 * limits.MAX_TASKS_PER_BATCH
+"""Of an operator's message, those of its parts included."""
 
 
 def _bounded(value: bytes | str, limit: int, field: str) -> None:
@@ -216,6 +221,7 @@ def encode_observation(observation: Observation) -> bytes:
 
 def decode_observation(payload: bytes, task_count: int) -> Observation:
     """An observation of a batch of `task_count` tasks."""
+    check_fields(payload, pb.Observation, _MAX_FIELDS, "observation")
     message = _parse(pb.Observation(), payload, "observation")
     _count(message.tasks, task_count, "observation.tasks")
     _count(message.abstentions, task_count, "observation.abstentions")
@@ -313,6 +319,7 @@ def encode_response(response: Response) -> bytes:
 
 def decode_response(payload: bytes, task_count: int) -> Response:
     """A response to a batch of `task_count` tasks. Signatures are checked by the aggregator, not here."""
+    check_fields(payload, pb.Response, _MAX_FIELDS, "response")
     message = _parse(pb.Response(), payload, "response")
     _count(message.groups, limits.MAX_GROUPS, "response.groups")
     groups = []
@@ -424,13 +431,16 @@ def encode_admission(admission: Admission) -> bytes:
         admitted=admission.admitted,
         checker=admission.checker,
         reason=admission.reason[: limits.MAX_REASON_BYTES],
+        said_at_ms=admission.said_at,
     ).SerializeToString()
 
 
 def decode_admission(payload: bytes) -> Admission:
     """An operator's word on a policy."""
     message = _parse(pb.Admission(), payload, "admission")
-    return Admission(hash_from(message.policy_id, field="admission.policyId"), message.admitted, message.checker[:64], message.reason)
+    return Admission(
+        hash_from(message.policy_id, field="admission.policyId"), message.admitted, message.checker[:64], message.reason, message.said_at_ms
+    )
 
 
 def encode_policy_announcement(announcement: PolicyAnnouncement) -> bytes:

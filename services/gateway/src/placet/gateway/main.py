@@ -13,6 +13,8 @@ from starlette.routing import Route
 
 from placet.core.admin import AdminServer
 from placet.core.db import connect, migrate, schema_problem
+from placet.core.errors import Unavailable, VerificationFailed
+from placet.core.evm.rpc import RpcError
 from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys, version_of
 from placet.gateway.api import Api
 from placet.gateway.batcher import Batcher
@@ -33,6 +35,7 @@ from placet.gateway.results import Results
 from placet.gateway.simulation import Simulator
 from placet.gateway.store import Store
 
+log = logging.getLogger(__name__)
 MIGRATIONS = "placet.gateway.migrations"
 
 
@@ -51,6 +54,7 @@ class Gateway:
         signer = read_bus_key(settings.bus_key_file)
         self._database = connect(settings.database.get_secret_value())
         self.store = Store(self._database)
+        self._readers = tuple(resources.chains.values())
         self.policies = PolicyBook(resources.bus, resources.objects, signer)
         self._results = Results(
             bus=resources.bus,
@@ -118,6 +122,11 @@ class Gateway:
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
+        for reader in self._readers:
+            try:
+                self.policies.learn((await reader.at((await reader.latest_block()).hash)).operators)
+            except (Unavailable, VerificationFailed, RpcError) as error:
+                log.warning("the operators of a chain are not known yet: %s", error)
         await asyncio.gather(self.policies.start(), self._results.start(self._batcher.send), self._insight.start(), self._replicas.start())
         if self._grpc is not None:
             await self._receipts.start()

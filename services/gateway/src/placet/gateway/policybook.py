@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from placet.core import topics, wire
 from placet.core.bundle import PolicyBundle, load_bundle
-from placet.core.bus import Bus, Snapshot
+from placet.core.bus import Bus, Record, Snapshot
 from placet.core.envelope import BusSigner, Kind, open_envelope, seal
 from placet.core.errors import InvalidInput, NotFound, VerificationFailed
 from placet.core.messages import Admission, PolicyAnnouncement
@@ -19,6 +19,7 @@ from placet.core.types import Address, Hash32, OperatorSet
 
 log = logging.getLogger(__name__)
 _KEPT = 256
+_KNOWN_OPERATORS = 4096
 
 
 class PolicyBook:
@@ -32,11 +33,41 @@ class PolicyBook:
         self._admissions: Snapshot | None = None
         self._bundles: OrderedDict[Hash32, PolicyBundle] = OrderedDict()
         self._loading = asyncio.Lock()
+        self._bus_keys: OrderedDict[Address, bytes] = OrderedDict()
 
     async def start(self) -> None:
         """Read both topics to their end."""
         self._policies = await self._bus.snapshot(topics.POLICIES)
-        self._admissions = await self._bus.snapshot(topics.ADMISSIONS)
+        self._admissions = await self._bus.snapshot(topics.ADMISSIONS, self._replaces)
+
+    def learn(self, operators: OperatorSet) -> None:
+        """The keys that admissions of these operators are signed with. What is signed with no known key replaces nothing that is."""
+        for operator in operators.operators:
+            self._bus_keys[operator.address] = operator.bus_key
+            self._bus_keys.move_to_end(operator.address)
+        while len(self._bus_keys) > _KNOWN_OPERATORS:
+            self._bus_keys.popitem(last=False)
+
+    def _replaces(self, old: Record | None, new: Record) -> bool:
+        """Any operator may write under any key. An operator's newest word stands; a removal, or what is not its word, replaces no word."""
+        before = self._word(old) if old is not None else None
+        said = self._word(new)
+        if said is None:
+            return before is None
+        return before is None or said.said_at >= before.said_at
+
+    def _word(self, record: Record) -> Admission | None:
+        """The admission in a record, if its key names the policy and the operator that signed it."""
+        if record.value is None or record.key is None or len(record.key) != 52:
+            return None
+        policy_id, address = Hash32(record.key[:32]), Address(record.key[32:])
+        bus_key = self._bus_keys.get(address)
+        try:
+            message = open_envelope(record.value, lambda kind, sender: bus_key if kind is Kind.ADMISSION and sender == address else None)
+            admission = wire.decode_admission(message.payload)
+        except (InvalidInput, VerificationFailed):
+            return None
+        return admission if admission.policy_id == policy_id else None
 
     async def stop(self) -> None:
         """Stop following."""
@@ -98,21 +129,11 @@ class PolicyBook:
         out: dict[Address, Admission] = {}
         if self._admissions is None:
             return out
+        self.learn(operators)
         for operator in operators.operators:
             record = self._admissions.get(policy_id + operator.address)
-            if record is None or record.value is None:
-                continue
-            try:
-                message = open_envelope(
-                    record.value,
-                    lambda kind, sender, operator=operator: (  # type: ignore[misc]
-                        operator.bus_key if kind is Kind.ADMISSION and sender == operator.address else None
-                    ),
-                )
-                admission = wire.decode_admission(message.payload)
-            except (InvalidInput, VerificationFailed):
-                continue
-            if admission.policy_id == policy_id:
+            admission = self._word(record) if record is not None else None
+            if admission is not None:
                 out[operator.address] = admission
         return out
 

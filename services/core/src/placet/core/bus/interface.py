@@ -33,7 +33,7 @@ from placet.core.telemetry import metrics, names
 from placet.core.topics import TOPICS, Topic
 
 if TYPE_CHECKING:
-    from placet.core.bus.snapshot import Snapshot
+    from placet.core.bus.snapshot import Replaces, Snapshot
 
 DEFAULT_MAX_RECORDS = 500
 STUCK_AFTER_S = 60.0
@@ -413,11 +413,11 @@ class Bus(ABC):
         at = TopicPartition(topic, partition)
         return (await self.read_many_to_end({at: from_offset}))[at]
 
-    async def snapshot(self, topic: str) -> Snapshot:
-        """A compacted topic read whole, then followed; see Snapshot."""
+    async def snapshot(self, topic: str, replaces: Replaces | None = None) -> Snapshot:
+        """A compacted topic read whole, then followed; see Snapshot. `replaces`: whether a record takes the place of its key's last."""
         from placet.core.bus.snapshot import Snapshot
 
-        return await Snapshot.load(self, topic)
+        return await Snapshot.load(self, topic, replaces)
 
     def _require_existing(self, partitions: Iterable[TopicPartition]) -> None:
         for at in partitions:

@@ -7,6 +7,7 @@ What this adds to the client library, each for a reason that was met (facts of a
 * a commit under way is dropped when its partitions are revoked (the library would retry it under the next generation);
 * records fetched under one assignment are never delivered under the next, nor before `on_assigned` is done;
 * a producer that failed a delivery is replaced (its sequence numbers have a gap then, and the partition would refuse it for ever);
+* a batch of records that cannot be unpacked, or is compressed, is passed over (kafka_records);
 * waits have an end, with a typed error; missing topics are noticed at once, not after the request timeout;
 * its loggers, which write tens of lines a second while a broker is away, are rate-limited.
 """
@@ -34,6 +35,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
+from placet.core.bus import kafka_records
 from placet.core.bus.errors import BusUnavailable, Closed, NotAssigned, NotPermitted, RecordTooLarge, UnknownTopic
 from placet.core.bus.interface import Bus, PartitionsCallback
 from placet.core.bus.kafka_client import KafkaSettings, records_of, stop_client, to_kafka, typed_error
@@ -67,6 +69,7 @@ class KafkaBus(Bus):
         if self._producer is not None:
             return
         quiet("aiokafka")
+        kafka_records.install()
         self._ssl = await asyncio.to_thread(self.settings.ssl_context)
         producer = await self._connected(self._new_producer)
         try:
@@ -92,7 +95,6 @@ class KafkaBus(Bus):
             **self.settings.client_options(self._ssl),
             acks="all",
             enable_idempotence=True,
-            compression_type=self.settings.compression,
             max_request_size=max(topic.max_record_bytes for topic in self.topics.values()) + FRAMING_BYTES,
         )
 

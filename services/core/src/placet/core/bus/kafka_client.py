@@ -41,7 +41,6 @@ class KafkaSettings:
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
-    compression: Literal["gzip", "snappy", "lz4", "zstd"] | None = None
     session_timeout_ms: int = 30_000
     """How long the group waits for a member it does not hear from; also how long a static member may be away."""
     heartbeat_interval_ms: int = 1_000

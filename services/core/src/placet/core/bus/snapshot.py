@@ -4,7 +4,8 @@
     record = policies.get(policy_id)
     async for record in policies.changes(): ...        # what comes afterwards; value None is a removal
 
-The newest record of each key stands; order over all keys is the topic's (compacted topics have one partition). Losing the broker leaves
+The newest record of each key stands, unless `replaces` is given and says of it that it does not (a topic with several writers keeps
+whatever any of them puts under a key); order over all keys is the topic's (compacted topics have one partition). Losing the broker leaves
 the snapshot as it was; `failure` says if it ended.
 """
 
@@ -19,12 +20,16 @@ from placet.core.bus.errors import Closed
 from placet.core.bus.interface import Bus, Subscription
 from placet.core.bus.records import Record, TopicPartition
 
+Replaces = Callable[[Record | None, Record], bool]
+"""Whether a record takes the place of the one before it (None: there was none)."""
+
 
 class Snapshot:
     """Made by `Bus.snapshot`. Read by any number of tasks of the same loop."""
 
-    def __init__(self, bus: Bus, topic: str, subscription: Subscription) -> None:
+    def __init__(self, bus: Bus, topic: str, subscription: Subscription, replaces: Replaces | None) -> None:
         self.topic = topic
+        self._replaces = replaces
         self._bus = bus
         self._subscription = subscription
         self._current: dict[bytes, Record] = {}
@@ -35,7 +40,7 @@ class Snapshot:
         self.failure: BaseException | None = None
 
     @classmethod
-    async def load(cls, bus: Bus, topic: str) -> Snapshot:
+    async def load(cls, bus: Bus, topic: str, replaces: Replaces | None = None) -> Snapshot:
         """Reads `topic` to its end as of now. Raises ValueError for a topic that is not compacted, UnknownTopic, BusUnavailable."""
         if not bus.topic(topic).compacted:
             raise ValueError(f"{topic} is not compacted: it has no snapshot")
@@ -43,7 +48,7 @@ class Snapshot:
         ends = await bus.end_offsets(partitions)
         stored = await bus.read_many_to_end(dict.fromkeys(partitions))
         subscription = await bus.subscribe([topic], None, from_beginning=True)
-        self = cls(bus, topic, subscription)
+        self = cls(bus, topic, subscription, replaces)
         self._next.update(ends)
         for records in stored.values():
             await self._apply(records)
@@ -72,6 +77,8 @@ class Snapshot:
         for record in records:
             self._next[record.topic_partition] = max(self._next.get(record.topic_partition, 0), record.offset + 1)
             key = record.key or b""
+            if self._replaces is not None and not self._replaces(self._current.get(key), record):
+                continue
             if record.value is None:
                 self._current.pop(key, None)
             else:

@@ -292,16 +292,18 @@ class GroupFailure(_message.Message):
     def __init__(self, failures: _Optional[_Iterable[_Union[TaskFailure, _Mapping]]] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("policy_id", "admitted", "checker", "reason")
+    __slots__ = ("policy_id", "admitted", "checker", "reason", "said_at_ms")
     POLICY_ID_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     CHECKER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SAID_AT_MS_FIELD_NUMBER: _ClassVar[int]
     policy_id: bytes
     admitted: bool
     checker: str
     reason: str
-    def __init__(self, policy_id: _Optional[bytes] = ..., admitted: bool = ..., checker: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    said_at_ms: int
+    def __init__(self, policy_id: _Optional[bytes] = ..., admitted: bool = ..., checker: _Optional[str] = ..., reason: _Optional[str] = ..., said_at_ms: _Optional[int] = ...) -> None: ...
 
 class PolicyAnnouncement(_message.Message):
     __slots__ = ("policy_id", "bundle_sha256")

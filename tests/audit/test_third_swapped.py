@@ -14,8 +14,8 @@ from tests.audit import rig
 
 @pytest.mark.parametrize("content", [b"other bytes", bytes(5 << 20)])
 async def test_16_a_swapped_blob_is_unknown_and_not_unlisted(content: bytes) -> None:
-    """Decision 9.1: what does not hold counts as not listed, *for everybody*; what cannot be fetched is unknown, and the operator abstains. A
-    blob that was overwritten (operators write the shared store) is counted as not listed by who reads late, and as listed by who read
+    """Decision 9.1: what does not hold counts as not listed, *for everybody*; what cannot be fetched is unknown, and the operator abstains.
+    A blob that was overwritten (operators write the shared store) is counted as not listed by who reads late, and as listed by who read
     early: honest operators compute two agreements and sign two leaves, which their logs then hold against each other."""
     members, context, objects = rig.identities(), rig.batch(rig.task()), ObjectStore("memory:///")
     address = await objects.put(wire.encode_observation(rig.observed(context)))

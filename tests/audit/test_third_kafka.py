@@ -84,3 +84,29 @@ async def test_23_a_compressed_record_is_no_larger_than_its_topic_allows(tmp_pat
         finally:
             await evil.stop()
             await bus.stop()
+
+
+@pytest.mark.kafka
+async def test_23_a_compressed_record_in_a_topic_that_takes_it_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster whose topics were made by hand. The reader does not inflate what it finds, and reads on."""
+    row = replace(topics.TOPICS[topics.OBSERVATIONS], partitions=1)
+    config = topics.Topic.config
+    monkeypatch.setattr(
+        topics.Topic, "config", lambda self: {key: value for key, value in config(self).items() if "compression" not in key}
+    )
+    with KafkaBroker(tmp_path / "kafka", watchdog=True) as broker:
+        settings = KafkaSettings(bootstrap_servers=broker.bootstrap, client_id="audit")
+        await apply_topics(settings, {row.name: row})
+        bus = KafkaBus(settings, {row.name: row})
+        await bus.start()
+        evil = AIOKafkaProducer(bootstrap_servers=broker.bootstrap, compression_type="gzip", max_request_size=1 << 30)
+        await evil.start()
+        try:
+            await bus.publish(row.name, b"k" * 32, b"before")
+            await evil.send_and_wait(row.name, bytes(1 << 20), key=b"k" * 32)
+            await bus.publish(row.name, b"k" * 32, b"after")
+            found = await bus.read_many_to_end(dict.fromkeys(bus.partitions(row.name)))
+            assert [record.value for records in found.values() for record in records] == [b"before", b"after"]
+        finally:
+            await evil.stop()
+            await bus.stop()
