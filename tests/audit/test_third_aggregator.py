@@ -167,8 +167,8 @@ async def test_16_one_operators_hostile_blobs_do_not_stop_the_aggregator() -> No
 
 async def test_16_who_signs_something_else_is_not_counted_on_either() -> None:
     """Decision 9.3: who observed what the others did and then signed nothing is not counted among "the same bytes" for ten minutes. A liar
-    that signs any other leaf of the task (here: the opposite) has signed something, so it is counted on again, in every batch: with one honest
-    operator a quarter of a second slower than the rest, it fails all of them."""
+    that signs any other leaf of the task (here: the opposite) has signed something, so it is counted on again, in every batch: with one
+    honest operator a quarter of a second slower than the rest, it fails all of them."""
     members = rig.identities()
     liar, quick, slow = members[0], members[1:3], members[3]
     async with rig.aggregator(rig.operator_set(members), {rig.CLIENT: rig.pins()}, respond_within_s=1.0) as network:

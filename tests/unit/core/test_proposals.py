@@ -6,7 +6,7 @@ import pytest
 
 from placet.core import limits
 from placet.core.batch import BatchContext
-from placet.core.errors import NotFound
+from placet.core.errors import NotFound, Unavailable
 from placet.core.messages import Observation, Proposal
 from placet.core.objects import ObjectStore, sha256
 from placet.core.proposals import open_observations
@@ -76,7 +76,15 @@ async def test_23_observations_listed_by_address_are_fetched_and_what_is_not_the
 
 async def test_23_a_blob_that_is_none_counts_as_not_listed() -> None:
     context, store = rig.batch(rig.task()), ObjectStore("memory:///")
-    for content in (b"\xff" * 100, b"\0" * (limits.MAX_OBSERVATION_BLOB_BYTES + 1)):
-        blob = rig.sealed_observation(MEMBERS[0], context, Observation((), (), "", await store.put(content)))
-        opened, _ = await open_observations(Proposal((blob, *envelopes(context))), context, OPERATORS, store, with_data=True)
-        assert sorted(opened) == sorted(HONEST)
+    blob = rig.sealed_observation(MEMBERS[0], context, Observation((), (), "", await store.put(b"\xff" * 100)))
+    opened, _ = await open_observations(Proposal((blob, *envelopes(context))), context, OPERATORS, store, with_data=True)
+    assert sorted(opened) == sorted(HONEST)
+
+
+async def test_23_a_blob_of_another_size_than_any_observation_is_not_known() -> None:
+    """Whether it was listed so, or something else lies there now, cannot be told from its size."""
+    context, store = rig.batch(rig.task()), ObjectStore("memory:///")
+    large = await store.put(b"\0" * (limits.MAX_OBSERVATION_BLOB_BYTES + 1))
+    blob = rig.sealed_observation(MEMBERS[0], context, Observation((), (), "", large))
+    with pytest.raises(Unavailable):
+        await open_observations(Proposal((blob, *envelopes(context))), context, OPERATORS, store, with_data=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from placet.core import calls, jsonx, limits
 from placet.core.digests import policy_data_id, policy_id
-from placet.core.errors import InvalidInput, PlacetError, VerificationFailed
+from placet.core.errors import InvalidInput, PlacetError, TooLarge, VerificationFailed
 from placet.core.objects import ObjectStore
 from placet.core.types import (
     ZERO_ADDRESS,
@@ -54,6 +54,18 @@ class PolicyBundle:
     def id(self) -> Hash32:
         """policyId."""
         return policy_id(self.policy)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its blobs."""
+        policy = self.policy
+        return (
+            sum(len(item.component) + len(item.manifest) for item in self.policy_data)
+            + sum(len(module.source) for module in policy.modules)
+            + len(policy.params)
+            + len(policy.schema)
+            + len(policy.inference)
+        )
 
 
 def check_bundle(bundle: PolicyBundle) -> None:
@@ -144,8 +156,18 @@ async def load_bundle(store: ObjectStore, address: Hash32, wanted: Hash32) -> Po
     raw = await store.get(address, max_bytes=MAX_BUNDLE_DOCUMENT_BYTES)
     document = jsonx.parse(raw, field="bundle", max_bytes=MAX_BUNDLE_DOCUMENT_BYTES, max_depth=8)
 
+    left = limits.MAX_BUNDLE_BYTES
+
     async def blob(text: Any, max_bytes: int) -> bytes:
-        return await store.get(hash_from(text, field="bundle/sha256"), max_bytes=max_bytes)
+        nonlocal left
+        try:
+            found = await store.get(hash_from(text, field="bundle/sha256"), max_bytes=min(max_bytes, left))
+        except TooLarge:
+            if left < max_bytes:
+                raise TooLarge(f"bundle: more than {limits.MAX_BUNDLE_BYTES} bytes in all", field="bundle") from None
+            raise
+        left -= len(found)
+        return found
 
     try:
         _between("modules", len(document["modules"]), 1, limits.MAX_MODULES)

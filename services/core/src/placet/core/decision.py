@@ -147,13 +147,19 @@ def failure_in(output: bytes) -> str | None:
     return f"a component failed ({value[FAILURE_KEY]}) {value['message']}".strip()
 
 
-def decision_content(allow: bool, reasons: Sequence[str], value_json: str | None, *, max_bytes: int = limits.MAX_DECISION_BYTES) -> bytes:
+def decision_content(
+    allow: bool, reasons: Sequence[str], value_json: str | None, *, evaluated: bool = False, max_bytes: int = limits.MAX_DECISION_BYTES
+) -> bytes:
     """The `decision` part of the evidence: canonical JSON of the verdict, its reasons, and the policy's value as the engine wrote it.
+
+    A policy that was `evaluated` to no decision (its entrypoint is undefined, or has another shape) denies by itself: `noDecision`.
 
     What exceeds `max_bytes` is shown by its digest: first the value (`valueSha256`), then the reasons (`reasonsSha256`). The verdict does
     not change.
     """
     document: dict[str, Any] = {"allow": allow, "reasons": list(reasons), "value": value_json}
+    if evaluated and value_json is None:
+        document["noDecision"] = True
     content = jsonx.canonical(document)
     if len(content) > max_bytes and value_json is not None:
         digest = hashlib.sha256(value_json.encode()).digest()
@@ -169,7 +175,7 @@ def decision_content(allow: bool, reasons: Sequence[str], value_json: str | None
 def is_of_policy(decision: bytes) -> bool:
     """Whether a decision is one that the policy itself gave, and not what stands in its place (malformed input, a limit, a failure)."""
     document = jsonx.parse(decision, field="decision", max_bytes=limits.MAX_DECISION_BYTES)
-    return document["value"] is not None or "valueSha256" in document
+    return document["value"] is not None or "valueSha256" in document or "noDecision" in document
 
 
 def max_decision_bytes(task_count: int) -> int:

@@ -36,6 +36,10 @@ _AWAY: tuple[type[Exception], ...] = (BusError, RpcError, *DATABASE_ERRORS)
 _OPEN_BATCHES = 2
 """Of one policy: more wait for one of them to be decided, as long as `_GATHER_AT_MOST_S`."""
 _GATHER_AT_MOST_S = 0.25
+_TASK_FRAMING_BYTES = 5
+"""A field's tag, and a length below 256 MiB."""
+_BATCH_FRAMING_BYTES = 1024
+"""What a batch holds beside its tasks."""
 
 _BATCH_TASKS = metrics.histogram("placet_gateway_batch_tasks", "Tasks a batch.", [], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
 
@@ -58,12 +62,12 @@ class Asked:
     relay: bool
     submitted: asyncio.Future[Submitted]
     trace: Context = field(default_factory=otel_context.get_current)
+    size: int = field(init=False)
+    """Bytes it takes in an encoded batch."""
 
-    @property
-    def size(self) -> int:
-        """About how many bytes it takes in a batch."""
-        task = self.task
-        return 512 + len(task.intent.data) + len(task.args) + len(task.signature) + 600 * len(task.attachments)
+    def __post_init__(self) -> None:
+        size = wire.task_to_pb(self.task, self.tenant if self.relay else None).ByteSize() + _TASK_FRAMING_BYTES
+        object.__setattr__(self, "size", size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ class Batcher:
         if self._waiting_of[asked.tenant] >= self._max_waiting - self._waiting_of.total():
             raise RateLimited("too many tasks are in hand; try again in a moment")
         key = (asked.chain_id, asked.policy_id)
-        if sum(item.size for item in self._queues.get(key, ())) + asked.size > limits.MAX_BATCH_BYTES:
+        if sum(item.size for item in self._queues.get(key, ())) + asked.size > limits.MAX_BATCH_BYTES - _BATCH_FRAMING_BYTES:
             self._close(key)  # who reads a batch refuses a larger one, whole
         queue = self._queues.setdefault(key, [])
         queue.append(asked)

@@ -336,13 +336,12 @@ def _request_keys(request: IntentRequest, key: ApiKey, policy_id: Hash32, idempo
     """What identifies a request of a tenant, and a hash of all of it (threats 25)."""
     digest = intent_hash(request.intent, request.policy_client)
     arguments = args_hash(request.args, request.attachments)
-    whole = keccak256(
-        request.policy_client + policy_id + digest + arguments + keccak256(request.signature) + (b"relay" if request.relay else b"none")
-    )
+    relay = b"relay" if request.relay else b"none"
+    whole = Hash32(keccak256(request.policy_client + digest + arguments + keccak256(request.signature) + relay))
     tenant = keccak256(key.id.encode())
-    if idempotency_key is not None:
-        return Hash32(keccak256(b"named" + tenant + keccak256(idempotency_key.encode()))), Hash32(whole)
-    return Hash32(keccak256(b"content" + tenant + whole)), Hash32(whole)
+    if idempotency_key is not None:  # which policy stands is not part of what the client sent: a repeated request has its answer
+        return Hash32(keccak256(b"named" + tenant + keccak256(idempotency_key.encode()))), whole
+    return Hash32(keccak256(b"content" + tenant + policy_id + whole)), whole
 
 
 def typed_data(intent: Intent, client: Address) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from placet.core.types import Address, Hash32, OperatorSet
 
 log = logging.getLogger(__name__)
 _KEPT = 256
+_KEPT_BYTES = 256 << 20
 _KNOWN_OPERATORS = 4096
 
 
@@ -76,16 +77,16 @@ class PolicyBook:
                 await snapshot.close()
 
     async def announce(self, policy_id: Hash32, bundle_sha256: Hash32, charge: Callable[[], None]) -> None:
-        """Tell operators where a policy lies. The bundle is loaded and checked first. `charge` is called when it is news to them.
+        """Tell operators where a policy lies, if that is news to them: `charge` is called, and the bundle is loaded and checked first.
 
         Raises:
             InvalidInput, VerificationFailed, NotFound: it is not that policy.
             RateLimited: `charge` says so.
         """
-        bundle = await load_bundle(self._objects, bundle_sha256, policy_id)
-        if self._announced(policy_id) != bundle_sha256:
-            charge()
-        self._keep(bundle)
+        if self._announced(policy_id) == bundle_sha256:
+            return  # operators have it: nothing is loaded, and nobody is told again
+        charge()
+        self._keep(await load_bundle(self._objects, bundle_sha256, policy_id))
         payload = wire.encode_policy_announcement(PolicyAnnouncement(policy_id, bundle_sha256))
         envelope = seal(self._signer, kind=Kind.POLICY_ANNOUNCEMENT, chain_id=0, sender=self._signer.public_key, payload=payload)
         await self._bus.publish(topics.POLICIES, policy_id, envelope)
@@ -95,11 +96,15 @@ class PolicyBook:
         record = self._policies.get(policy_id) if self._policies is not None else None
         if record is None or record.value is None:
             return None
-        return wire.decode_policy_announcement(open_envelope(record.value, lambda kind, sender: sender).payload).bundle_sha256
+        try:
+            return wire.decode_policy_announcement(open_envelope(record.value, lambda kind, sender: sender).payload).bundle_sha256
+        except (InvalidInput, VerificationFailed):
+            return None
 
     def _keep(self, bundle: PolicyBundle) -> None:
         self._bundles[bundle.id] = bundle
-        while len(self._bundles) > _KEPT:
+        self._bundles.move_to_end(bundle.id)
+        while len(self._bundles) > 1 and (len(self._bundles) > _KEPT or sum(item.size for item in self._bundles.values()) > _KEPT_BYTES):
             self._bundles.popitem(last=False)
 
     def known(self) -> list[Hash32]:

@@ -35,6 +35,7 @@ _HOPELESS_S = 3600
 """When a node still does not know a batch's reference block, it never will."""
 _LATER: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *DATABASE_ERRORS)
 SETTLEMENT_GROUP = "gateway.settlements"
+"""With the database's name behind it: each event is noted once in each of them."""
 
 Resend = Callable[[BatchContext, bytes], Awaitable[None]]
 
@@ -77,6 +78,7 @@ class Results:
         self._waiters: dict[Hash32, list[asyncio.Future[dict[str, Any]]]] = {}
         self.subscription: Subscription | None = None
         self._settled: Subscription | None = None
+        self._settlement_group = SETTLEMENT_GROUP
 
     def expect(self, context: BatchContext, state: BlockState) -> None:
         """Look out for the results of a batch."""
@@ -107,7 +109,8 @@ class Results:
         One that was recorded and never published is published now if operators would still take it (`resend`), and failed if not.
         """
         self.subscription = await self._bus.subscribe([topics.ATTESTATIONS], None, from_beginning=False)
-        self._settled = await self._bus.subscribe([topics.SETTLEMENTS], SETTLEMENT_GROUP, instance_id=self._instance_id)
+        self._settlement_group = f"{SETTLEMENT_GROUP}.{await self._store.identity()}"
+        self._settled = await self._bus.subscribe([topics.SETTLEMENTS], self._settlement_group, instance_id=self._instance_id)
         await self._take_up(await self._store.open_batches(int(self._clock())), resend)
 
     async def _take_up(self, batch_ids: Sequence[Hash32], resend: Resend | None = None) -> None:
@@ -121,6 +124,7 @@ class Results:
                 context = BatchContext.of(*wire.decode_batch(payload))
             except PlacetError as error:
                 log.error("batch %s cannot be read back: %s", hex0x(batch_id), error)
+                await self._fail_unread(batch_id)
                 continue
             try:
                 reader = self._chains[context.batch.chain_id]
@@ -214,6 +218,14 @@ class Results:
         await self._conclude([(failure.task_id, "failed", failed_answer(failure), int(self._clock())) for failure in failures])
         self._pending.pop(pending.context.id, None)
 
+    async def _fail_unread(self, batch_id: Hash32) -> None:
+        """The typed failure of tasks whose batch is not readable: nobody can have decided them."""
+        failures = [
+            TaskFailure(0, task_id, "internal", "what was recorded of the task cannot be read; ask again", True, ())
+            for task_id in await self._store.open_tasks_of(batch_id)
+        ]
+        await self._conclude([(failure.task_id, "failed", failed_answer(failure), int(self._clock())) for failure in failures])
+
     async def _take(self, record: Record) -> None:
         pending = self._pending.get(Hash32(record.key or b""))
         if pending is None:
@@ -239,7 +251,7 @@ class Results:
         assert self._settled is not None
         async for records in self._settled:
             for record in records:
-                with processing(record, SETTLEMENT_GROUP):
+                with processing(record, self._settlement_group):
                     await self._patiently(self._note_settlement, record)
             try:
                 await self._settled.commit(next_offsets(records))

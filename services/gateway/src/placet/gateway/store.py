@@ -46,6 +46,8 @@ _TASK = sa.Table(
     sa.Column("expires_at", sa.BigInteger),
 )
 
+_IDENTITY = sa.Table("identity", _METADATA, sa.Column("id", sa.String(32), primary_key=True))
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
@@ -86,6 +88,11 @@ class Store:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+
+    async def identity(self) -> str:
+        """What names this database among those of other gateways."""
+        async with self._engine.connect() as connection:
+            return str((await connection.execute(sa.select(_IDENTITY.c.id))).scalar_one())
 
     async def add_key(self, key: ApiKey) -> None:
         """Add an API key."""
@@ -184,6 +191,12 @@ class Store:
     async def by_evidence(self, evidence: Hash32, tenant: str) -> TaskRow | None:
         """A tenant's task whose leaf commits to this evidence."""
         return await self._one(sa.select(_TASK).where(_TASK.c.evidence == evidence, _TASK.c.tenant == tenant).limit(1))
+
+    async def open_tasks_of(self, batch_id: Hash32) -> list[Hash32]:
+        """Tasks of a batch that have no result."""
+        query = sa.select(_TASK.c.task_id).where(_TASK.c.batch_id == batch_id, _TASK.c.stage == "submitted")
+        async with self._engine.connect() as connection:
+            return [Hash32(task_id) for task_id in (await connection.execute(query)).scalars()]
 
     async def batch_of(self, batch_id: Hash32) -> bytes | None:
         """A batch's bytes, as they were published."""

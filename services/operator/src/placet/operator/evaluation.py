@@ -52,7 +52,7 @@ def verdict(loaded: LoadedPolicy, context: BatchContext, task: TaskToDecide) -> 
         return False, decision_content(False, [f"policy failed: {error}"[: limits.MAX_REASON_BYTES]], None)
     decision = parse_decision(evaluation.value_json)
     size = max_decision_bytes(len(context.batch.tasks))
-    return decision.allow, decision_content(decision.allow, decision.reasons, decision.output_json, max_bytes=size)
+    return decision.allow, decision_content(decision.allow, decision.reasons, decision.output_json, evaluated=True, max_bytes=size)
 
 
 class Evaluator:

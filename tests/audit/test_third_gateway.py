@@ -117,8 +117,9 @@ def _match() -> None:
 
 
 def test_28_a_policys_format_does_not_stop_the_gateway() -> None:
-    """`reason_places` runs on the gateway's event loop, for every simulation of anybody's policy and every denial. A `sprintf` format of the
-    policy becomes a regular expression with a `.*?` a verb, and is matched against each reason: 24 verbs take longer than anybody lives."""
+    """`reason_places` runs on the gateway's event loop, for every simulation of anybody's policy and every denial. A `sprintf` format of
+    the policy becomes a regular expression with a `.*?` a verb, and is matched against each reason: 24 verbs take longer than anybody
+    lives."""
     process = multiprocessing.get_context("fork").Process(target=_match)
     process.start()
     process.join(3.0)
@@ -168,8 +169,8 @@ async def test_16_a_denial_is_answered_when_nobody_has_time_to_explain_it() -> N
 
 
 async def test_26_one_operator_hides_no_evidence() -> None:
-    """The gateway asks operators in turn. What is no record is passed over, unless its salt is no hash: that raises InvalidInput, which is not
-    among what is caught. The first operator of the list hides every record of all others, with a 422 that blames the caller."""
+    """The gateway asks operators in turn. What is no record is passed over, unless its salt is no hash: that raises InvalidInput, which is
+    not among what is caught. The first operator of the list hides every record of all others, with a 422 that blames the caller."""
 
     async def lie(request: web.Request) -> web.Response:
         return web.json_response({"salt": "x", "parts": {}})

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from placet.core import jsonx, topics, wire
-from placet.core.bundle import PolicyBundle, PolicyDataArtefact, store_bundle
 from placet.core.bus import InProcessBus
 from placet.core.envelope import Kind, LocalBusSigner, seal
-from placet.core.errors import Unavailable
 from placet.core.messages import Admission, PolicyAnnouncement
 from placet.core.objects import ObjectStore
 from placet.core.types import Hash32
@@ -95,45 +92,3 @@ async def test_29_a_bundle_that_makes_no_id_ends_no_operator() -> None:
         await asyncio.gather(running, return_exceptions=True)
         await store.stop()
         await bus.stop()
-
-
-async def test_29_a_component_that_never_compiles_is_not_compiled_for_ever() -> None:
-    """Out of the compiler's 60 CPU seconds is "not yet", and "not yet" is tried again two seconds later, for ever, by the operator's one
-    component worker, which nobody's data is fetched with meanwhile. 400 kB of nested loops do it: announced once, at all operators, and
-    again after every restart."""
-    objects, bus = ObjectStore("memory:///"), InProcessBus()
-    await bus.start()
-    artefact = PolicyDataArtefact(b"\0asm" + bytes(8), b'{"name":"a"}')
-    policy = replace(rig.policy(), policy_data_ids=(artefact.id,), engine_sha256=Hash32(b"\x02" * 32))
-    bundle = PolicyBundle(policy, (artefact,))
-    payload = wire.encode_policy_announcement(PolicyAnnouncement(bundle.id, await store_bundle(objects, bundle)))
-    envelope = seal(rig.GATEWAY, kind=Kind.POLICY_ANNOUNCEMENT, chain_id=0, sender=rig.GATEWAY.public_key, payload=payload)
-    await bus.publish(topics.POLICIES, bundle.id, envelope)
-    compiled = 0
-
-    class _Compiler:
-        async def admit(self, artefact: PolicyDataArtefact) -> Any:
-            nonlocal compiled
-            compiled += 1
-            raise Unavailable("sandbox: not admitted here yet: the compiler ended with -9")
-
-    class _Engine:
-        sha256 = "02" * 32
-
-    store = PolicyStore(
-        bus=bus,
-        objects=objects,
-        engine=cast(Any, _Engine()),
-        components=cast(Any, _Compiler()),
-        operator=rig.identities()[0].address,
-        bus_signer=LocalBusSigner(b"\x05" * 32),
-        publishers=frozenset({rig.GATEWAY.public_key}),
-    )
-    await store.start()
-    running = asyncio.create_task(store.run())
-    await asyncio.sleep(9.5)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await store.stop()
-    await bus.stop()
-    assert 1 <= compiled <= 3, f"{compiled} times in 9.5 s: the pauses do not grow"

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from placet.aggregator.early import EarlyMessages
+from placet.aggregator.mailboxes import Mailbox, Mailboxes
 from placet.core import topics, wire
 from placet.core.bus import InProcessBus, Record
 from placet.core.envelope import Kind, open_envelope, seal
@@ -76,18 +76,20 @@ async def test_29_what_another_writes_under_an_operators_key_does_not_take_its_p
 
 
 async def test_24_an_operators_old_word_on_a_policy_does_not_stand_for_its_new_one() -> None:
-    """The same by replay: an Admission says nothing of when it was said."""
+    """The same by replay. An Admission says when it was said."""
     world = World()
     _, *honest = world.members
     bus = InProcessBus()
     await bus.start()
     book = PolicyBook(bus, ObjectStore("memory:///"), rig.GATEWAY)
     await book.start()
-    old = [(member, _admission(world, member, admitted=False)) for member in honest]
+    book.learn(world.operators)
+    old = [(member, _admission(world, member, admitted=False, said_at=1)) for member in honest]
     try:
         for admitted in (False, True):
             for member in honest:
-                await bus.publish(topics.ADMISSIONS, world.policy_id + member.address, _admission(world, member, admitted=admitted))
+                word = _admission(world, member, admitted=admitted, said_at=1 + admitted)
+                await bus.publish(topics.ADMISSIONS, world.policy_id + member.address, word)
         for member, envelope in old:
             await bus.publish(topics.ADMISSIONS, world.policy_id + member.address, envelope)
         assert book._admissions is not None
@@ -98,8 +100,8 @@ async def test_24_an_operators_old_word_on_a_policy_does_not_stand_for_its_new_o
         await bus.stop()
 
 
-def _admission(world: World, member: Member, *, admitted: bool) -> bytes:
-    payload = wire.encode_admission(Admission(world.policy_id, admitted, "checker", "" if admitted else "engine: another"))
+def _admission(world: World, member: Member, *, admitted: bool, said_at: int = 0) -> bytes:
+    payload = wire.encode_admission(Admission(world.policy_id, admitted, "checker", "" if admitted else "engine: another", said_at))
     return seal(member.bus, kind=Kind.ADMISSION, chain_id=0, sender=member.address, payload=payload)
 
 
@@ -107,20 +109,34 @@ def _admission(world: World, member: Member, *, admitted: bool) -> bytes:
 
 
 def test_16_one_operators_early_messages_leave_room_for_others() -> None:
-    """64 Observations of batches that do not exist fill the room for 45 s. After a restart the aggregator reads Observations and batches
-    in any order: what honest operators said is then dropped, and is not said again."""
+    """Observations of batches that do not exist fill the room for 45 s. After a restart the aggregator reads Observations and batches in
+    any order: what honest operators said would be dropped, and is not said again."""
     members, context = rig.identities(), rig.batch(rig.task())
-    early = EarlyMessages()
-    early.learn(rig.operator_set(members))
-    number = 0
-    for size in (1 << 20, 1 << 14, 1 << 10):
-        for _ in range(100):
-            number += 1
-            made_up = Hash32(number.to_bytes(32, "big"))
-            if not early.admit(made_up, _record(made_up, _large(members[0], made_up, size - 1024))):
-                break
+    room = Mailboxes()
+    room.learn(rig.operator_set(members))
+    for number in range(1, 81):
+        made_up = Hash32(number.to_bytes(32, "big"))
+        room.put(Mailbox(room), _record(made_up, _large(members[0], made_up, (1 << 20) - 2048)))
+    assert room.held_bytes > 62 << 20
     genuine = rig.sealed_observation(members[1], context, rig.observed(context))
-    assert early.admit(context.id, _record(context.id, genuine))
+    mailbox = Mailbox(room)
+    assert room.put(mailbox, _record(context.id, genuine))
+    taken = mailbox.take()
+    assert taken is not None
+    assert taken[0].value == genuine
+
+
+def test_16_an_operators_flood_pushes_out_its_own_messages_only() -> None:
+    members, context = rig.identities(), rig.batch(rig.task())
+    room = Mailboxes()
+    room.learn(rig.operator_set(members))
+    mailbox = Mailbox(room)
+    assert room.put(mailbox, _record(context.id, rig.sealed_observation(members[1], context, rig.observed(context))))
+    for number in range(1, 200):
+        made_up = Hash32(number.to_bytes(32, "big"))
+        room.put(Mailbox(room), _record(made_up, _large(members[0], made_up, (1 << 20) - 2048)))
+    assert len(mailbox) == 1
+    assert room.held_bytes <= 64 << 20
 
 
 def _large(who: rig.Identity, batch_id: Hash32, size: int) -> bytes:
