@@ -33,6 +33,30 @@ def test_canonical_text_reads_back_as_the_same_value_and_the_same_text(value: An
     assert json.loads(text) == value
 
 
+@given(VALUES, st.from_regex(r"-?(0|[1-9][0-9]{0,20})\.[0-9]{1,20}", fullmatch=True))
+def test_the_quick_way_to_canonical_text_is_the_plain_one(value: Any, fraction: str) -> None:
+    for document in (value, [value, jsonx.Fraction(fraction)], {"a": value, "b": jsonx.Fraction(fraction)}):
+        try:
+            plain = jsonx._encode(document).encode()
+        except UnicodeEncodeError:
+            with pytest.raises(UnicodeEncodeError):
+                jsonx.canonical(document)
+            continue
+        assert jsonx.canonical(document) == plain
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":-0}', "[-0,1]", '{"-0":1,"b":"-0","c":-0}', '"\\uD83D"', '["\\ud83d\\ude00","\\uDE00"]', "[" + "9" * 79 + "]"]
+)
+def test_what_is_looked_for_first_in_the_bytes_is_found(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse(text)
+
+
+def test_texts_that_only_look_inexact_are_read() -> None:
+    assert parse('{"a":"-0","b":"' + "9" * 90 + '","c":"\\ud83d\\ude00","d":-1}') == {"a": "-0", "b": "9" * 90, "c": "\U0001f600", "d": -1}
+
+
 def test_the_order_of_keys_and_white_space_do_not_matter() -> None:
     assert jsonx.canonical(parse('{ "b":1,\n"a":[ 2 ]}')) == b'{"a":[2],"b":1}'
 

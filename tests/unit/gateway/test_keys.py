@@ -86,6 +86,16 @@ async def test_requests_are_limited_a_key_and_come_back_with_time(stage: Stage) 
         await auth.authenticate(header)
 
 
+async def test_a_large_body_is_as_many_requests(stage: Stage) -> None:
+    auth, _, header, _ = await authenticator(stage, requests_per_s=10)
+    await auth.authenticate(header, 100 << 10)  # 7 of 20
+    await auth.authenticate(header, 192 << 10)  # no more than a second's worth: it would never be taken
+    for _ in range(3):
+        await auth.authenticate(header)
+    with pytest.raises(RateLimited):
+        await auth.authenticate(header)
+
+
 async def test_a_wrong_secret_spends_nothing_of_the_keys_budget(stage: Stage) -> None:
     auth, _, header, _ = await authenticator(stage, requests_per_s=2)
     for _ in range(20):

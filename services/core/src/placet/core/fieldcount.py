@@ -3,9 +3,8 @@ more once they are objects."""
 
 from __future__ import annotations
 
-from functools import cache
+from typing import Any
 
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from placet.core.errors import InvalidInput, TooLarge
@@ -65,10 +64,15 @@ def _varint(data: bytes, at: int, end: int, field: str) -> tuple[int, int]:
     raise InvalidInput(f"{field}: not a protobuf message", field=field)
 
 
-@cache
+_SHAPES: dict[str, _Shape] = {}
+
+
 def _shape_of(kind: type[Message]) -> _Shape:
-    return _shape(kind.DESCRIPTOR)
+    name = kind.DESCRIPTOR.full_name
+    if name not in _SHAPES:
+        _SHAPES[name] = _shape(kind.DESCRIPTOR)
+    return _SHAPES[name]
 
 
-def _shape(descriptor: Descriptor) -> _Shape:
+def _shape(descriptor: Any) -> _Shape:
     return _Shape({item.number: _shape(item.message_type) for item in descriptor.fields if item.message_type is not None})

@@ -12,6 +12,8 @@ import json
 import re
 from typing import Any
 
+import orjson
+
 from placet.core.errors import InvalidInput, TooLarge
 
 MAX_DIGITS = 78
@@ -20,6 +22,8 @@ MAX_DEPTH = 64
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _AS_SQUARE = bytes.maketrans(b"{}", b"[]")
+_MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_MAYBE_INEXACT = re.compile(rb"-0(?![0-9])|[0-9]{79}")
 _FRACTION = re.compile(r"-?(0|[1-9][0-9]{0,77})(\.[0-9]{1,78})?\Z")
 
 
@@ -104,12 +108,15 @@ def parse(
 
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, parse_int=integer, parse_float=fraction, parse_constant=constant, object_pairs_hook=pairs)
+        # Most texts hold nothing that needs a look number by number: then the parser's own conversion, in C.
+        exact = _MAYBE_INEXACT.search(data) is None
+        value = json.loads(text, parse_int=int if exact else integer, parse_float=fraction, parse_constant=constant, object_pairs_hook=pairs)
     except UnicodeDecodeError:
         raise InvalidInput(f"{field}: not UTF-8", field=field) from None
     except ValueError:
         raise InvalidInput(f"{field}: not JSON", field=field) from None
-    _refuse_surrogates(value, field)
+    if _MAYBE_SURROGATE.search(data) is not None:  # UTF-8 itself has none
+        _refuse_surrogates(value, field)
     return value
 
 
@@ -128,7 +135,16 @@ def _refuse_surrogates(value: Any, field: str) -> None:
 
 def canonical(value: Any) -> bytes:
     """Canonical bytes: keys sorted by code point, no white space, UTF-8, numbers as they were read."""
-    return _encode(value).encode("utf-8")
+    try:
+        return orjson.dumps(value, _as_read, orjson.OPT_SORT_KEYS)
+    except TypeError:  # an integer beyond 64 bits; and what is no JSON value, which `_encode` names
+        return _encode(value).encode("utf-8")
+
+
+def _as_read(value: Any) -> orjson.Fragment:
+    if isinstance(value, Fraction):
+        return orjson.Fragment(value.text)
+    raise TypeError
 
 
 def _encode(value: Any) -> str:

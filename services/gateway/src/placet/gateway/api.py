@@ -84,7 +84,7 @@ class Api:
 
         async def guarded(request: Request) -> Response:
             try:
-                key = await self._auth.authenticate(request.headers.get("authorization"))
+                key = await self._auth.authenticate(request.headers.get("authorization"), _announced_bytes(request))
                 return await handler(request, key)
             except PlacetError as error:
                 return problem(error)
@@ -241,6 +241,14 @@ class Api:
                 ],
             }
         return reply({"chains": content})
+
+
+def _announced_bytes(request: Request) -> int:
+    """How large a body is said to be; as large as it may be when it is not said."""
+    if request.method in ("GET", "HEAD"):
+        return 0
+    announced = request.headers.get("content-length", "")
+    return min(int(announced), parsing.MAX_BODY_BYTES) if announced.isdigit() and len(announced) < 12 else parsing.MAX_BODY_BYTES
 
 
 def _calldata(call: dict[str, Any], function: calls.Function) -> bytes:

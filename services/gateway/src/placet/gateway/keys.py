@@ -24,6 +24,8 @@ _CACHE_S = 5.0
 _CACHED = 4096
 _ANNOUNCEMENTS_AN_HOUR = 60
 """New policies a key may announce: every operator compiles what is announced, one after the other, so it holds up other people's."""
+_BODY_OF_ONE_BYTES = 16 << 10
+"""Of one request; a larger one is as many."""
 _LEAST_CPU_MS = 10.0
 """What a simulation costs, whatever it comes to: reading the policy, starting, answering."""
 
@@ -66,8 +68,8 @@ class Authenticator:
         self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
         self._simulating: set[str] = set()
 
-    async def authenticate(self, header: str | None) -> ApiKey:
-        """The key behind `Authorization: Bearer …`.
+    async def authenticate(self, header: str | None, body_bytes: int = 0) -> ApiKey:
+        """The key behind `Authorization: Bearer …`. A large body counts as several requests: reading it takes as long.
 
         Raises:
             Unauthenticated: none, malformed, unknown or disabled; the text does not say which.
@@ -80,7 +82,7 @@ class Authenticator:
         key = await self._find(match[1])
         if key is None or not hmac.compare_digest(hashlib.sha256(bytes.fromhex(match[2])).digest(), key.secret_sha256):
             raise Unauthenticated("the API key is not known")
-        self._spend(key, "requests", key.requests_per_s, 1)
+        self._spend(key, "requests", key.requests_per_s, min(1 + body_bytes // _BODY_OF_ONE_BYTES, max(1, key.requests_per_s)))
         return key
 
     @contextmanager
