@@ -18,6 +18,7 @@ const deployables = {
   NodeRegistry: "src/NodeRegistry.sol",
   ReceiptLedger: "src/ReceiptLedger.sol",
   RefundVault: "src/RefundVault.sol",
+  Groth16Verifier: "src/Groth16Verifier.sol",
   GuardedVault: "src/examples/GuardedVault.sol",
   GuardedWallet: "src/examples/GuardedWallet.sol",
   TestToken: "src/examples/TestToken.sol",

@@ -110,7 +110,9 @@ def parse(
         text = data.decode("utf-8")
         # Most texts hold nothing that needs a look number by number: then the parser's own conversion, in C.
         exact = _MAYBE_INEXACT.search(data) is None
-        value = json.loads(text, parse_int=int if exact else integer, parse_float=fraction, parse_constant=constant, object_pairs_hook=pairs)
+        value = json.loads(
+            text, parse_int=int if exact else integer, parse_float=fraction, parse_constant=constant, object_pairs_hook=pairs
+        )
     except UnicodeDecodeError:
         raise InvalidInput(f"{field}: not UTF-8", field=field) from None
     except ValueError:

@@ -1,0 +1,1 @@
+"""Proofs of model outputs, checked offline. Specified in docs/reference/zkml.md."""
