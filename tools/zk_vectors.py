@@ -1,4 +1,4 @@
-"""Write contracts/test/vectors/groth16.json: a proof of a small network, for the contract's tests. New keys each time; run when the format changes."""
+"""Write contracts/test/vectors/groth16.json: a proof of a small network, for the tests of verifiers. The keys are new each time."""
 
 from __future__ import annotations
 

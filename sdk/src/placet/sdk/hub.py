@@ -29,6 +29,7 @@ from placet.core.models import (
 )
 from placet.core.types import Address, Hash32, hex0x
 from placet.sdk.client import Client
+from placet.verify.zk.statement import setup_text
 
 Progress = Callable[[str, int, int], None]
 """Called with a file's path, the bytes sent, and its size."""
@@ -86,9 +87,10 @@ class Publisher:
         kind: str = "tensors",
         description: str = "",
         licence: str = "",
+        zkml: bool = False,
         progress: Progress | None = None,
     ) -> Manifest:
-        """Upload what is not there yet, have it checked, sign the manifest and publish the next version.
+        """Upload what is not there yet, have it checked, sign the manifest and publish the next version. `zkml`: its answers can be proven.
 
         Raises:
             InvalidInput: the hub refuses a file; names it.
@@ -104,15 +106,41 @@ class Publisher:
             "files": [{"path": item.path, "sha256": hex0x(item.sha256), "bytes": item.size} for item in described],
             "description": description,
             "license": licence,
+            "zkml": zkml,
         }
         raw = await self._client.raw("POST", "/api/v1/models/draft", document)
         manifest = decode_manifest(raw)
         wanted = (self.name, model, tuple(described), description, licence, kind)
         drafted = (manifest.publisher, manifest.name, manifest.files, manifest.description, manifest.license, manifest.kind.value)
-        if drafted != wanted:
+        if drafted != wanted or (manifest.zk_network_sha256 is not None) is not zkml:
             raise VerificationFailed("the hub's draft is not of these files", field="manifest")
         await self.say(Action.PUBLISH, raw, name=model, manifestSha256=hex0x(manifest_digest(manifest)))
         return manifest
+
+    async def register_setup(
+        self, manifest: Manifest, pk: Path, vk: Path, *, by: str = "publisher", progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Upload keys for a model's proofs, and sign that they are its network's and that what made them was thrown away.
+
+        Raises:
+            InvalidInput: the model is not published for mode zkml. VerificationFailed: they are no keys.
+        """
+        if manifest.zk_network_sha256 is None:
+            raise InvalidInput("model: it is not published for zkml", field="model")
+        files = [_describe(path.name, path) for path in (pk, vk)]
+        for item, file in zip(files, (pk, vk), strict=True):
+            await self._upload(item, file, progress)
+        sha256 = manifest_digest(manifest)
+        text = setup_text(
+            model_sha256=sha256,
+            network_sha256=manifest.zk_network_sha256,
+            vk_sha256=files[1].sha256,
+            pk_sha256=files[0].sha256,
+            at=int(time.time()),
+        )
+        document = {"model": hex0x(sha256), "by": by, "text": text.decode(), "signature": hex0x(self._key.sign(text))}
+        answer: dict[str, Any] = (await self._client.request("POST", "/api/v1/models/setups", document))[1]
+        return answer
 
     async def _upload(self, item: File, path: Path, progress: Progress | None) -> None:
         name = f"/api/v1/blobs/{item.sha256.hex()}"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from py_ecc import bn128
+from py_ecc import bn128 as _bn128
 from zksnake._algebra import ec_bn254
 
 from placet.core.errors import VerificationFailed
 from placet.verify.zk.field import ORDER, to_signed
 from placet.verify.zk.groth16 import Proof, VerifyingKey, check
 
+bn128: Any = _bn128
 VECTOR = json.loads((Path(__file__).parents[4] / "contracts" / "test" / "vectors" / "groth16.json").read_text())
 VK, PROOF = bytes.fromhex(VECTOR["vk"]), bytes.fromhex(VECTOR["compressed"])
 NUMBERS = [int(number) for number in VECTOR["numbers"]]

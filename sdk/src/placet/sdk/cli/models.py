@@ -133,6 +133,7 @@ def claim(publisher: str, output: str, **options: Any) -> None:
 @click.option("--license", "licence", default="")
 @click.option("--alias", default=None, help="Let this alias mean the new version, for instance prod.")
 @click.option("--breaking", is_flag=True, help="Move the alias also when its callers will notice.")
+@click.option("--zkml", is_flag=True, help="Answers can be proven: refused when the network is not of that kind.")
 @_signing
 @gateway_options
 @output_option
@@ -161,6 +162,7 @@ def publish(model: str, files: tuple[Path, ...], output: str, **options: Any) ->
                 kind=options["kind"],
                 description=options["description"],
                 licence=options["licence"],
+                zkml=options["zkml"],
                 progress=progress,
             )
         if options["alias"] is not None:
@@ -187,6 +189,53 @@ def _collect(files: tuple[Path, ...]) -> dict[str, Path]:
         else:
             out[path.name] = path
     return out
+
+
+@models.command()
+@click.argument("model")
+@click.argument("file", type=FILE)
+@click.option("--by", type=click.Choice(["publisher", "client", "ceremony"]), default="publisher", show_default=True)
+@_signing
+@gateway_options
+@output_option
+def setup(model: str, file: Path, by: str, output: str, **options: Any) -> None:
+    """Make keys for proofs of MODEL (publisher/name@version) from its FILE, here, and register them.
+
+    What the keys are made from is thrown away when this ends. Whoever kept it could forge, so verifiers are told who ran this: the signer.
+    """
+    try:
+        from placet.inference.proofs.prover import Prover, read_network
+    except ImportError:
+        raise InvalidInput("making keys needs the inference service's packages: pip install 'placet-sdk[ai]'") from None
+    import tempfile
+
+    from placet.core.models import manifest_of
+    from placet.sdk.hub import describe
+
+    reference = parse_reference(model)
+    network = read_network(file)
+
+    async def work(client: Client) -> dict[str, Any]:
+        document = await describe(client, reference)
+        wanted = reference.version or document["aliases"].get(reference.alias)
+        found = [item["manifest"] for item in document["versions"] if item["manifest"]["version"] == wanted]
+        if not found:
+            raise InvalidInput(f"{reference} is no version of the model")
+        manifest = manifest_of(found[0])
+        if manifest.zk_network_sha256 != network.digest():
+            raise InvalidInput(f"{file} is not the file of {reference}, or that is not published with --zkml")
+        with tempfile.TemporaryDirectory(prefix="placet-setup-") as scratch:
+            pk, vk = Path(scratch) / "proving.key", Path(scratch) / "verifying.key"
+            click.echo("making keys; a network of 265,000 weights takes some 15 s", err=True)
+            made = await asyncio.to_thread(Prover(network).setup)
+            pk.write_bytes(made[0])
+            vk.write_bytes(made[1])
+            publisher = await _publisher(client, reference.publisher, options)
+            registered: dict[str, Any] = await publisher.register_setup(manifest, pk, vk, by=by)
+            return registered
+
+    document = _ask(options, work)
+    show(document, output, [f"verifying key {document['vkSha256']}, made by {document['address']}"])
 
 
 @models.command()

@@ -14,7 +14,7 @@ import orjson
 from placet.core.errors import InvalidInput
 from placet.core.receipts import from_document, key_id_of
 from placet.core.settings import load_deployment
-from placet.core.types import hex0x
+from placet.core.types import Hash32, address_from, hex0x
 from placet.sdk.cli.common import output_option, read_json, show
 from placet.sdk.documents import attestation_of, intent_of, operator_set_of
 from placet.verify import Expected, ReceiptKey, Report, verify_attestation, verify_receipt
@@ -39,6 +39,10 @@ def _operator_set(deployments: Path, epoch: int) -> Any:
 @click.option("--deployments", type=FILE, help="deployments/<chainId>.json: who the operators are (attestations).")
 @click.option("--key", "keys", multiple=True, help="0x Ed25519 key that may sign receipts; may be repeated (receipts).")
 @click.option("--request", "request_file", type=FILE, help="The request's JSON as it was sent (receipts).")
+@click.option("--setup", "setups", multiple=True, help="Address whose keys for proofs are accepted; may be repeated (proofs).")
+@click.option("--development-setup", is_flag=True, help="Accept keys that the node made for itself, which could forge (proofs).")
+@click.option("--model-file", type=FILE, help="The model's .onnx: the proof's network is computed from it (proofs).")
+@click.option("--receipt", "receipt_file", type=FILE, help="The receipt, or the answer that holds it (proofs).")
 @click.option(
     "--quorum-bps", type=click.IntRange(1, 10_000), default=DEFAULT_QUORUM_BPS, show_default=True, help="What the client demands."
 )
@@ -46,13 +50,16 @@ def _operator_set(deployments: Path, epoch: int) -> Any:
 @click.option("--at", "now", type=int, default=None, help="Judge at this time (unix seconds) instead of now.")
 @output_option
 def verify(file: Path, output: str, **options: Any) -> None:
-    """Check the attestation or the receipt in FILE (the gateway's answer, or its member) without asking anybody.
+    """Check the attestation, the receipt or the proof in FILE (the gateway's answer, or its member) without asking anybody.
 
     Exits 1 when a check fails.
     """
     document = read_json(file, "attestation")
     if isinstance(document, dict) and (receipt := _receipt_in(document)) is not None:
         _verify_receipt(document, receipt, options["keys"], options["request_file"], output)
+        return
+    if isinstance(document, dict) and {"statement", "vk", "proof"} <= document.keys():
+        _verify_proof(document, output, **options)
         return
     if options["deployments"] is None:
         raise InvalidInput("--deployments FILE is needed: it says who the operators are")
@@ -82,6 +89,31 @@ def _verify_receipt(document: dict[str, Any], value: Any, keys: tuple[str, ...],
     used = f"{receipt.prompt_tokens} prompt tokens, {receipt.completion_tokens} completion tokens, {receipt.rows} rows"
     price = "unpaid" if receipt.price is None else f"{receipt.price.amount} of {hex0x(receipt.price.asset)} on {receipt.price.network}"
     _show(report, [f"receipt: {hex0x(receipt.id)}", f"answered by {what}", f"used {used}; {price}"], {"id": hex0x(receipt.id)}, output)
+
+
+def _verify_proof(document: dict[str, Any], output: str, **options: Any) -> None:
+    from placet.verify.zk.statement import Accepted, proof_of, verify_proof
+
+    proof = proof_of(document)
+    network = None
+    if options["model_file"] is not None:
+        try:
+            from placet.inference.proofs.prover import read_network
+        except ImportError:
+            raise InvalidInput("--model-file needs the inference service's packages: pip install 'placet-sdk[ai]'") from None
+        network = Hash32(read_network(options["model_file"]).digest())
+    receipt = None
+    if options["receipt_file"] is not None:
+        answer = read_json(options["receipt_file"], "receipt")
+        receipt = from_document(_receipt_in(answer) if isinstance(answer, dict) else answer)
+    accepted = Accepted({address_from(text, field="setup"): text for text in options["setups"]}, options["development_setup"])
+    report = verify_proof(proof, accepted=accepted, receipt=receipt, network_sha256=network)
+    statement = proof.statement
+    says = [
+        f"proven: {statement.model.publisher}/{statement.model.name}@{statement.model.version}, {len(statement.inputs)} inputs",
+        f"outputs: {', '.join(f'{value:.6g}' for value in statement.values()[:16])}",
+    ]
+    _show(report, says, {"outputs": statement.values()}, output)
 
 
 def _key(text: str) -> bytes:

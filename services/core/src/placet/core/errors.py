@@ -151,6 +151,14 @@ class ModeUnavailable(PlacetError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class ProofFailed(PlacetError):
+    """The answer stands, and could not be proven: the message says why. Ask again, or take it for what an unproven answer is worth."""
+
+    code = "proof_failed"
+    http_status = 500
+    grpc_status = "ABORTED"
+
+
 class NoQuorum(PlacetError):
     """Too little stake agreed on one answer before the deadline. Neither allowed nor denied."""
 
@@ -238,6 +246,7 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     PolicyNotAdmitted,
     WrongPolicy,
     ModeUnavailable,
+    ProofFailed,
     NoQuorum,
     DeadlineExceeded,
     Unavailable,

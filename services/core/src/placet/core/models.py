@@ -18,7 +18,7 @@ import rfc8785
 from placet.core import jsonx
 from placet.core.errors import InvalidInput
 from placet.core.keccak import keccak256
-from placet.core.types import Address, Hash32, hex0x
+from placet.core.types import Address, Hash32, hash_from, hex0x
 
 MAX_MANIFEST_BYTES = 256 << 10
 MAX_FILES = 64
@@ -133,6 +133,8 @@ class Manifest:
     dimensions: int | None = None
     description: str = ""
     license: str = ""
+    zk_network_sha256: Hash32 | None = None
+    """Published for mode zkml: the network that proofs are about (docs/reference/zkml.md)."""
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
@@ -157,6 +159,8 @@ def manifest_document(manifest: Manifest) -> dict[str, Any]:
         document["contextLength"] = manifest.context_length
     if manifest.dimensions is not None:
         document["dimensions"] = manifest.dimensions
+    if manifest.zk_network_sha256 is not None:
+        document["zkNetworkSha256"] = hex0x(manifest.zk_network_sha256)
     return document
 
 
@@ -211,6 +215,7 @@ def manifest_of(value: Any) -> Manifest:
             dimensions=_integer(value["dimensions"], "dimensions", 1, 10**6) if "dimensions" in value else None,
             description=_text(value["description"], "description", MAX_DESCRIPTION),
             license=_text(value["license"], "license", 128),
+            zk_network_sha256=hash_from(value["zkNetworkSha256"], field="zkNetworkSha256") if "zkNetworkSha256" in value else None,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"manifest: {type(error).__name__}: {error}", field="manifest") from None

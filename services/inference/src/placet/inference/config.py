@@ -32,4 +32,11 @@ class InferenceSettings(ServiceSettings):
     threads_per_model: int = Field(default=1, ge=1, le=64, description="threads of one run; requests run side by side")
     runs_per_model: int = Field(default=2, ge=1, le=64, description="runs of one model at once")
     max_waiting: int = Field(default=256, ge=1, description="requests that wait for one model; more are told to come back")
+    proofs: bool = Field(default=False, description="offer mode zkml: proofs are made here, one after the other")
+    proof_memory_bytes: int = Field(default=4 << 30, ge=1 << 28, description="memory of the process that makes proofs")
+    proof_timeout_s: float = Field(default=120, gt=0, le=3600, description="one proof, reading its keys included")
+    proof_development_setup: bool = Field(
+        default=False,
+        description="make keys for models that have none; whoever runs the replica can forge with them: refused in production",
+    )
     cuda: bool = Field(default=True, description="use the CUDA provider where it is present")

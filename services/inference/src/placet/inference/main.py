@@ -23,6 +23,9 @@ from placet.inference.hub.inspector import Inspector
 from placet.inference.hub.service import Hub
 from placet.inference.hub.store import HubStore
 from placet.inference.pool import Engine, ModelPool
+from placet.inference.proofs.service import Proofs, Rules
+from placet.inference.proofs.store import ProofStore
+from placet.inference.proofs.system import Groth16System
 from placet.inference.runner import Node, Runner
 from placet.inference.server import HubServicer, InferenceServicer, make_server
 from placet.inference.usage import UsageLog
@@ -46,8 +49,26 @@ class Inference:
             jurisdiction=settings.jurisdiction,
         )
         self._usage = UsageLog(self._database)
+        if settings.proof_development_setup and settings.environment == "production":
+            raise InvalidInput("proof_development_setup: refused in production", field="proof_development_setup")
+        self._proofs: Proofs | None = None
+        if settings.proofs:
+            self._proofs = Proofs(
+                system=Groth16System(cache / "proving", memory_bytes=settings.proof_memory_bytes, timeout_s=settings.proof_timeout_s),
+                store=ProofStore(self._database),
+                hub=store,
+                objects=resources.objects,
+                folder=cache / "proving",
+                rules=Rules(lease_s=int(2 * settings.proof_timeout_s) + 60, development=settings.proof_development_setup),
+            )
         self.runner = Runner(
-            node=node, pool=self._pool, store=store, usage=self._usage, bus=resources.bus, longest_s=settings.longest_request_s
+            node=node,
+            pool=self._pool,
+            store=store,
+            usage=self._usage,
+            bus=resources.bus,
+            longest_s=settings.longest_request_s,
+            proofs=self._proofs,
         )
         inspector = Inspector(
             resources.objects,
@@ -60,7 +81,7 @@ class Inference:
         self._draining = False
         self._server = make_server(
             InferenceServicer(self.runner, version=version_of("inference"), is_draining=lambda: self._draining),
-            HubServicer(self.hub, self._usage, max_blob_bytes=settings.max_blob_bytes),
+            HubServicer(self.hub, self._usage, max_blob_bytes=settings.max_blob_bytes, proofs=self._proofs),
         )
         self._http = V2Http(self.runner, store, longest_s=settings.longest_request_s)
         self.port = self.http_port = 0
@@ -107,6 +128,8 @@ class Inference:
             group.create_task(self._preload())
             group.create_task(self._keep_house())
             group.create_task(self._usage.run())
+            if self._proofs is not None:
+                group.create_task(self._proofs.run())
 
     async def _preload(self) -> None:
         """Load what must be warm before this replica is ready; one that is not published yet is tried again."""
@@ -134,6 +157,8 @@ class Inference:
 
     async def stop(self) -> None:
         await asyncio.gather(self._server.stop(0), self._http.stop())
+        if self._proofs is not None:
+            await self._proofs.close()
         await self._pool.close()
         await self._database.dispose()
 

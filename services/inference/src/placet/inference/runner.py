@@ -28,8 +28,10 @@ from placet.inference import openai
 from placet.inference.engines.base import EmbeddingEngine, TensorEngine, TextEngine
 from placet.inference.hub.store import HubStore, VersionRow
 from placet.inference.pool import Loaded, ModelPool
+from placet.inference.proofs.service import Proofs
 from placet.inference.surfaces import Answer, Piece
 from placet.inference.usage import UsageLog
+from placet.verify.zk.statement import SYSTEM
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +112,11 @@ class Runner:
         usage: UsageLog,
         bus: Bus | None,
         longest_s: float,
+        proofs: Proofs | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
+        self.proofs = proofs
         self.pool = pool
         self._store = store
         self.usage = usage
@@ -168,7 +172,8 @@ class Runner:
         row = row or await self._row(request.model_sha256)
         if row.manifest.kind not in _KIND_OF_SURFACE[request.surface]:
             raise InvalidInput(f"model: a model of kind {row.manifest.kind.value} does not answer {request.surface}", field="model")
-        if request.mode is not Mode.VANILLA:
+        proven = request.mode is Mode.ZKML and self.proofs is not None and request.surface == "tensors"
+        if request.mode is not Mode.VANILLA and not proven:
             raise ModeUnavailable(f"mode: {request.mode.value} is not offered for this model here", field="mode")
         return await self.pool.take(row)
 
@@ -242,7 +247,12 @@ class Runner:
             async for event in self._text(request, loaded, engine, started_ms):
                 yield event
             return
-        answers = self._embeddings(request, loaded, engine) if request.surface == "embeddings" else self._tensors(request, engine)
+        if request.surface == "embeddings":
+            answers = self._embeddings(request, loaded, engine)
+        elif request.mode is Mode.ZKML:
+            answers = self._proven(request, loaded)
+        else:
+            answers = self._tensors(request, engine)
         async for answer in answers:
             yield self._finished(request, loaded, answer, started_ms)
 
@@ -283,6 +293,24 @@ class Runner:
             computed_s=result.computed_s,
         )
 
+    async def _proven(self, request: Request, loaded: Loaded) -> AsyncIterator[Answer]:
+        """The numbers that are going to be proven. The proof is queued before they are given out."""
+        assert self.proofs is not None
+        if request.outputs not in ((), (loaded.manifest.outputs[0].name,)):
+            raise InvalidInput("outputs: in mode zkml there is the one output", field="outputs")
+        started = time.perf_counter()
+        proven = await self.proofs.answer(loaded.row, loaded.folder, request.tensors)
+        await self.proofs.queue(request.receipt_id, request.tenant, proven.statement)
+        yield Answer(
+            document={},
+            digested={"outputs": receipts.tensors_document([_digest(proven.output)])},
+            finish=Finish.COMPLETE,
+            rows=1,
+            tensors=(proven.output,),
+            computed_s=time.perf_counter() - started,
+            evidence_sha256=proven.statement.digest(),
+        )
+
     # --- receipts
 
     def _finished(self, request: Request, loaded: Loaded, answer: Answer, started_ms: int) -> Finished:
@@ -299,6 +327,9 @@ class Runner:
             inputs = receipts.tensors_document([_digest(tensor) for tensor in request.tensors])
             body = {"inputs": inputs, "outputs": list(request.outputs), "parameters": request.body.get("parameters") or {}}
         alone = request.alone or not info.batches
+        execution = Execution(info.engine, info.provider, info.profile if alone else None)
+        if request.mode is Mode.ZKML:
+            execution = Execution("fixed point", SYSTEM)
         receipt = Receipt(
             id=request.receipt_id,
             surface=request.surface,
@@ -306,7 +337,7 @@ class Runner:
             response_sha256=receipts.response_digest(answer.digested),
             model=ModelRef(manifest.publisher, manifest.name, manifest.version, loaded.row.sha256),
             mode=request.mode,
-            execution=Execution(info.engine, info.provider, info.profile if alone else None),
+            execution=execution,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
             rows=answer.rows,
@@ -317,6 +348,7 @@ class Runner:
             key_id=receipts.key_id_of(self.node.signer.public_key),
             price=_price(request.payment, answer),
             client_nonce=request.client_nonce,
+            evidence_sha256=answer.evidence_sha256,
             jurisdiction=self.node.jurisdiction,
         )
         return receipts.encode(receipts.sign(receipt, self.node.signer))

@@ -20,6 +20,7 @@ from placet.core.types import Hash32
 from placet.inference.hub.service import Hub, Signed
 from placet.inference.hub.store import ModelRow, VersionRow
 from placet.inference.pool import Loaded
+from placet.inference.proofs.service import Proofs
 from placet.inference.runner import Finished, Runner
 from placet.inference.surfaces import Piece
 from placet.inference.usage import Counts, Key, UsageLog
@@ -56,10 +57,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             receipt_key=key,
             key_id=key_id_of(key),
             jurisdiction=node.jurisdiction or "",
-            models=[_loaded(item) for item in self._runner.pool.loaded()],
+            models=[_loaded(item, self._runner) for item in self._runner.pool.loaded()],
             draining=self._is_draining(),
             version=self._version,
+            modes=[pb.MODE_ZKML] if self._runner.proofs is not None else [],
         )
+
+    async def Proof(self, request: pb.ProofRequest, context: Context) -> pb.ProofResponse:  # noqa: N802
+        """The proof of an answer, or how far it is."""
+
+        async def look() -> pb.ProofResponse:
+            if self._runner.proofs is None:
+                raise ModeUnavailable("this replica makes no proofs", field="mode")
+            state, document, error = await self._runner.proofs.document(_digest(request.id, "id"), request.tenant)
+            return pb.ProofResponse(state=state, document=document, error=error)
+
+        return await _answered(context, look())
 
     async def Quote(self, request: pb.QuoteRequest, context: Context) -> pb.QuoteResponse:  # noqa: N802
         """How large a request is."""
@@ -100,7 +113,7 @@ def _event(event: Piece | Finished) -> pb.RunResponse:
     )
 
 
-def _loaded(item: Loaded) -> pb.LoadedModel:
+def _loaded(item: Loaded, runner: Runner) -> pb.LoadedModel:
     running, waiting = item.engine.load
     manifest, info = item.manifest, item.engine.info
     return pb.LoadedModel(
@@ -111,7 +124,7 @@ def _loaded(item: Loaded) -> pb.LoadedModel:
         state="ready",
         provider=info.provider,
         profile=info.profile or b"",
-        modes=[pb.MODE_VANILLA],
+        modes=[pb.MODE_VANILLA, *([pb.MODE_ZKML] if manifest.zk_network_sha256 and runner.proofs is not None else [])],
         running=running,
         waiting=waiting,
         concurrency=info.concurrency,
@@ -123,7 +136,8 @@ def _loaded(item: Loaded) -> pb.LoadedModel:
 class HubServicer(hub_pb2_grpc.HubServiceServicer):
     """The Model Hub."""
 
-    def __init__(self, hub: Hub, usage: UsageLog, *, max_blob_bytes: int) -> None:
+    def __init__(self, hub: Hub, usage: UsageLog, *, max_blob_bytes: int, proofs: Proofs | None = None) -> None:
+        self._proofs = proofs
         self._hub = hub
         self._usage = usage
         self._max_blob_bytes = max_blob_bytes
@@ -171,7 +185,9 @@ class HubServicer(hub_pb2_grpc.HubServiceServicer):
                 kind = Kind(request.kind)
             except ValueError:
                 raise InvalidInput(f"kind: one of {[kind.value for kind in Kind]}", field="kind") from None
-            manifest = await self._hub.draft(kind, request.publisher, request.name, files, request.description, request.license)
+            manifest = await self._hub.draft(
+                kind, request.publisher, request.name, files, request.description, request.license, zkml=request.zkml
+            )
             return hub_pb.DraftResponse(manifest=documents.encode_manifest(manifest))
 
         return await _answered(context, draft())
@@ -184,6 +200,21 @@ class HubServicer(hub_pb2_grpc.HubServiceServicer):
             return hub_pb.ActResponse(document=orjson.dumps(await self._hub.act(signed, request.manifest or None)))
 
         return await _answered(context, act())
+
+    async def RegisterSetup(  # noqa: N802
+        self, request: hub_pb.RegisterSetupRequest, context: Context
+    ) -> hub_pb.RegisterSetupResponse:
+        """Take keys for a model's proofs."""
+
+        async def register() -> hub_pb.RegisterSetupResponse:
+            if self._proofs is None:
+                raise ModeUnavailable("this hub takes no keys: it makes no proofs", field="mode")
+            row = await self._hub.store.by_digest(_digest(request.model_sha256, "model"))
+            owner = await self._hub.store.owner_of(row.manifest.publisher)
+            made = await self._proofs.register(request.made_by, request.text, request.signature, owner, row.manifest, row.sha256)
+            return hub_pb.RegisterSetupResponse(address=made.setup.address or b"", vk_sha256=made.vk_sha256)
+
+        return await _answered(context, register())
 
     async def Resolve(self, request: hub_pb.ResolveRequest, context: Context) -> hub_pb.ResolveResponse:  # noqa: N802
         """What a reference means now, and what it costs."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from placet.core.errors import InvalidInput
 from placet.core.receipts import Finish
+from placet.core.types import Hash32
 from placet.inference.engines.base import Tensor
 
 
@@ -31,6 +32,8 @@ class Answer:
     tensors: tuple[Tensor, ...] = ()
     queued_s: float = 0.0
     computed_s: float = 0.0
+    evidence_sha256: Hash32 | None = None
+    """What the receipt names as evidence: for mode zkml the statement that is going to be proven."""
 
 
 @dataclass(slots=True)

@@ -43,20 +43,22 @@ class ModelFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., sha256: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
-    __slots__ = ("kind", "publisher", "name", "files", "description", "license")
+    __slots__ = ("kind", "publisher", "name", "files", "description", "license", "zkml")
     KIND_FIELD_NUMBER: _ClassVar[int]
     PUBLISHER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     LICENSE_FIELD_NUMBER: _ClassVar[int]
+    ZKML_FIELD_NUMBER: _ClassVar[int]
     kind: str
     publisher: str
     name: str
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     description: str
     license: str
-    def __init__(self, kind: _Optional[str] = ..., publisher: _Optional[str] = ..., name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., description: _Optional[str] = ..., license: _Optional[str] = ...) -> None: ...
+    zkml: bool
+    def __init__(self, kind: _Optional[str] = ..., publisher: _Optional[str] = ..., name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., description: _Optional[str] = ..., license: _Optional[str] = ..., zkml: bool = ...) -> None: ...
 
 class DraftResponse(_message.Message):
     __slots__ = ("manifest",)
@@ -79,6 +81,26 @@ class ActResponse(_message.Message):
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     document: bytes
     def __init__(self, document: _Optional[bytes] = ...) -> None: ...
+
+class RegisterSetupRequest(_message.Message):
+    __slots__ = ("model_sha256", "made_by", "text", "signature")
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    MADE_BY_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    model_sha256: bytes
+    made_by: str
+    text: bytes
+    signature: bytes
+    def __init__(self, model_sha256: _Optional[bytes] = ..., made_by: _Optional[str] = ..., text: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class RegisterSetupResponse(_message.Message):
+    __slots__ = ("address", "vk_sha256")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VK_SHA256_FIELD_NUMBER: _ClassVar[int]
+    address: bytes
+    vk_sha256: bytes
+    def __init__(self, address: _Optional[bytes] = ..., vk_sha256: _Optional[bytes] = ...) -> None: ...
 
 class ResolveRequest(_message.Message):
     __slots__ = ("reference",)

@@ -55,6 +55,11 @@ class HubServiceStub(object):
                 request_serializer=placet_dot_v1_dot_hub__pb2.ActRequest.SerializeToString,
                 response_deserializer=placet_dot_v1_dot_hub__pb2.ActResponse.FromString,
                 _registered_method=True)
+        self.RegisterSetup = channel.unary_unary(
+                '/placet.v1.HubService/RegisterSetup',
+                request_serializer=placet_dot_v1_dot_hub__pb2.RegisterSetupRequest.SerializeToString,
+                response_deserializer=placet_dot_v1_dot_hub__pb2.RegisterSetupResponse.FromString,
+                _registered_method=True)
         self.Resolve = channel.unary_unary(
                 '/placet.v1.HubService/Resolve',
                 request_serializer=placet_dot_v1_dot_hub__pb2.ResolveRequest.SerializeToString,
@@ -103,6 +108,13 @@ class HubServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterSetup(self, request, context):
+        """Takes keys for a model's proofs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Resolve(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -143,6 +155,11 @@ def add_HubServiceServicer_to_server(servicer, server):
                     servicer.Act,
                     request_deserializer=placet_dot_v1_dot_hub__pb2.ActRequest.FromString,
                     response_serializer=placet_dot_v1_dot_hub__pb2.ActResponse.SerializeToString,
+            ),
+            'RegisterSetup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterSetup,
+                    request_deserializer=placet_dot_v1_dot_hub__pb2.RegisterSetupRequest.FromString,
+                    response_serializer=placet_dot_v1_dot_hub__pb2.RegisterSetupResponse.SerializeToString,
             ),
             'Resolve': grpc.unary_unary_rpc_method_handler(
                     servicer.Resolve,
@@ -269,6 +286,33 @@ class HubService(object):
             '/placet.v1.HubService/Act',
             placet_dot_v1_dot_hub__pb2.ActRequest.SerializeToString,
             placet_dot_v1_dot_hub__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterSetup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/placet.v1.HubService/RegisterSetup',
+            placet_dot_v1_dot_hub__pb2.RegisterSetupRequest.SerializeToString,
+            placet_dot_v1_dot_hub__pb2.RegisterSetupResponse.FromString,
             options,
             channel_credentials,
             insecure,

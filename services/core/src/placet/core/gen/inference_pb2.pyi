@@ -214,7 +214,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("node", "receipt_key", "key_id", "jurisdiction", "models", "draining", "version")
+    __slots__ = ("node", "receipt_key", "key_id", "jurisdiction", "models", "draining", "version", "modes")
     NODE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_KEY_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,7 @@ class DescribeResponse(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODES_FIELD_NUMBER: _ClassVar[int]
     node: bytes
     receipt_key: bytes
     key_id: bytes
@@ -229,13 +230,32 @@ class DescribeResponse(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[LoadedModel]
     draining: bool
     version: str
-    def __init__(self, node: _Optional[bytes] = ..., receipt_key: _Optional[bytes] = ..., key_id: _Optional[bytes] = ..., jurisdiction: _Optional[str] = ..., models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ..., draining: bool = ..., version: _Optional[str] = ...) -> None: ...
+    modes: _containers.RepeatedScalarFieldContainer[Mode]
+    def __init__(self, node: _Optional[bytes] = ..., receipt_key: _Optional[bytes] = ..., key_id: _Optional[bytes] = ..., jurisdiction: _Optional[str] = ..., models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ..., draining: bool = ..., version: _Optional[str] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ...) -> None: ...
 
 class QuoteRequest(_message.Message):
     __slots__ = ("request",)
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     request: RunRequest
     def __init__(self, request: _Optional[_Union[RunRequest, _Mapping]] = ...) -> None: ...
+
+class ProofRequest(_message.Message):
+    __slots__ = ("id", "tenant")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    tenant: str
+    def __init__(self, id: _Optional[bytes] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class ProofResponse(_message.Message):
+    __slots__ = ("state", "document", "error")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    document: bytes
+    error: str
+    def __init__(self, state: _Optional[str] = ..., document: _Optional[bytes] = ..., error: _Optional[str] = ...) -> None: ...
 
 class AttestRequest(_message.Message):
     __slots__ = ("nonce", "model_sha256")

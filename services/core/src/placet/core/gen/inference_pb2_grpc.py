@@ -50,6 +50,11 @@ class InferenceServiceStub(object):
                 request_serializer=placet_dot_v1_dot_inference__pb2.RunRequest.SerializeToString,
                 response_deserializer=placet_dot_v1_dot_inference__pb2.RunResponse.FromString,
                 _registered_method=True)
+        self.Proof = channel.unary_unary(
+                '/placet.v1.InferenceService/Proof',
+                request_serializer=placet_dot_v1_dot_inference__pb2.ProofRequest.SerializeToString,
+                response_deserializer=placet_dot_v1_dot_inference__pb2.ProofResponse.FromString,
+                _registered_method=True)
         self.Attest = channel.unary_unary(
                 '/placet.v1.InferenceService/Attest',
                 request_serializer=placet_dot_v1_dot_inference__pb2.AttestRequest.SerializeToString,
@@ -82,6 +87,13 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Proof(self, request, context):
+        """The proof of an answer in MODE_ZKML, or how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Attest(self, request, context):
         """Evidence of the TEE that holds the receipt key; fails with tee_unavailable where there is none.
         """
@@ -106,6 +118,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=placet_dot_v1_dot_inference__pb2.RunRequest.FromString,
                     response_serializer=placet_dot_v1_dot_inference__pb2.RunResponse.SerializeToString,
+            ),
+            'Proof': grpc.unary_unary_rpc_method_handler(
+                    servicer.Proof,
+                    request_deserializer=placet_dot_v1_dot_inference__pb2.ProofRequest.FromString,
+                    response_serializer=placet_dot_v1_dot_inference__pb2.ProofResponse.SerializeToString,
             ),
             'Attest': grpc.unary_unary_rpc_method_handler(
                     servicer.Attest,
@@ -195,6 +212,33 @@ class InferenceService(object):
             '/placet.v1.InferenceService/Run',
             placet_dot_v1_dot_inference__pb2.RunRequest.SerializeToString,
             placet_dot_v1_dot_inference__pb2.RunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Proof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/placet.v1.InferenceService/Proof',
+            placet_dot_v1_dot_inference__pb2.ProofRequest.SerializeToString,
+            placet_dot_v1_dot_inference__pb2.ProofResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,11 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from placet.core import models as documents
-from placet.core.errors import InvalidInput, NotFound, TooLarge
+from placet.core.errors import InvalidInput, NotFound, ProofFailed, TooLarge
 from placet.core.gen import hub_pb2 as hub_pb
+from placet.core.gen import inference_pb2 as pb
 from placet.core.models import Reference, parse_reference
 from placet.core.rpc_errors import from_rpc
-from placet.core.types import hex0x
+from placet.core.types import hash_from, hex0x
 from placet.gateway.http import bounded_body, reply
 from placet.gateway.inference.service import InferenceService
 from placet.gateway.store import ApiKey
@@ -48,6 +49,8 @@ class ModelsApi:
             Route(model, guard(self.describe), methods=["GET"]),
             Route(f"{model}/aliases", guard(self.history), methods=["GET"]),
             Route(f"{model}/versions/{{version:int}}", guard(self.version), methods=["GET"]),
+            Route("/api/v1/models/setups", guard(self.register_setup), methods=["POST"]),
+            Route("/api/v1/proofs/{id}", guard(self.proof), methods=["GET"]),
             Route("/api/v1/nodes", guard(self.nodes), methods=["GET"]),
             Route("/api/v1/blobs/{sha256}", guard(self.upload), methods=["PUT"]),
             Route("/api/v1/blobs/{sha256}", guard(self.has), methods=["HEAD"]),
@@ -105,6 +108,7 @@ class ModelsApi:
             files=[_file(item, at) for at, item in enumerate(files)],
             description=_text(value, "description", ""),
             license=_text(value, "license", ""),
+            zkml=value.get("zkml") is True,
         )
         answer: hub_pb.DraftResponse = await self._inference.hub("Draft", asked, timeout_s=_CHECK_S)
         return Response(answer.manifest, media_type="application/json")
@@ -119,6 +123,28 @@ class ModelsApi:
         )
         answer: hub_pb.ActResponse = await self._inference.hub("Act", asked, timeout_s=_CHECK_S)
         return Response(answer.document, media_type="application/json")
+
+    async def register_setup(self, request: Request, key: ApiKey) -> Response:
+        """Take keys for a model's proofs, with the signature of whoever made them."""
+        value = _object(await bounded_body(request, MAX_DOCUMENT_BYTES))
+        asked = hub_pb.RegisterSetupRequest(
+            model_sha256=_hex(_text(value, "model"), "model"),
+            made_by=_text(value, "by"),
+            text=_text(value, "text").encode(),
+            signature=_hex(_text(value, "signature"), "signature"),
+        )
+        answer: hub_pb.RegisterSetupResponse = await self._inference.hub("RegisterSetup", asked)
+        return reply({"address": hex0x(answer.address), "vkSha256": hex0x(answer.vk_sha256)}, 201)
+
+    async def proof(self, request: Request, key: ApiKey) -> Response:
+        """The proof of an answer in mode zkml, by its receipt's id: 202 while it is made, 200 with its document, 500 when it failed."""
+        asked = pb.ProofRequest(id=hash_from(request.path_params["id"], field="id"), tenant=key.id)
+        found: pb.ProofResponse = await self._inference.ask("Proof", asked)
+        if found.state == "failed":
+            raise ProofFailed(found.error or "the proof could not be made")
+        if found.state != "done":
+            return reply({"state": found.state}, 202, {"retry-after": "2"})
+        return Response(found.document, media_type="application/json")
 
     async def nodes(self, request: Request, key: ApiKey) -> Response:
         """Replicas that answer now, and the keys that they sign receipts with, as they say themselves."""

@@ -113,6 +113,13 @@ class InferenceService:
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
 
+    async def ask(self, method: str, request: Any, *, timeout_s: float = 10.0) -> Any:
+        """Ask any replica what all of them know. Raises PlacetError."""
+        try:
+            return await getattr(self.replicas.any().inference, method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+
     async def resolve(self, reference: Reference) -> Resolved:
         """What a reference means (at most a second ago). Raises NotFound, Unavailable."""
         key, now = str(reference), self._clock()
@@ -149,7 +156,7 @@ class InferenceService:
 
     async def _open(self, call: Call, resolved: Resolved) -> Opened:
         living = self.replicas.living()
-        choices = choose([_candidate(replica, resolved.sha256) for replica in living], call.wants, stream=call.stream)
+        choices = choose([_candidate(replica, resolved) for replica in living], call.wants, stream=call.stream)
         failure: PlacetError | None = None
         for choice in choices[:_TRIES]:
             try:
@@ -192,14 +199,17 @@ class InferenceService:
         )
 
 
-def _candidate(replica: Replica, sha256: Hash32) -> _Candidate:
+def _candidate(replica: Replica, resolved: Resolved) -> _Candidate:
     assert replica.said is not None
-    loaded = replica.models.get(sha256)
+    loaded = replica.models.get(resolved.sha256)
     if loaded is None:
-        return _Candidate(replica.said.jurisdiction, frozenset({Mode.VANILLA}), False, float(replica.sent), 0.0, 0.0)
-    modes = frozenset(_MODE_OF[mode] for mode in loaded.modes if mode in _MODE_OF)
+        modes = {Mode.VANILLA}
+        if resolved.manifest.zk_network_sha256 is not None and pb.MODE_ZKML in replica.said.modes:
+            modes.add(Mode.ZKML)
+        return _Candidate(replica.said.jurisdiction, frozenset(modes), False, float(replica.sent), 0.0, 0.0)
+    offered = frozenset(_MODE_OF[mode] for mode in loaded.modes if mode in _MODE_OF)
     busy = max(loaded.running + loaded.waiting, replica.sent) / max(1, loaded.concurrency)
-    return _Candidate(replica.said.jurisdiction, modes, loaded.state == "ready", busy, loaded.first_ms, loaded.last_ms)
+    return _Candidate(replica.said.jurisdiction, offered, loaded.state == "ready", busy, loaded.first_ms, loaded.last_ms)
 
 
 async def _events(replica: Replica, request: pb.RunRequest) -> AsyncIterator[pb.RunResponse]:

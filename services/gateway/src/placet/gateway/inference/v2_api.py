@@ -17,6 +17,7 @@ from placet.core.errors import Internal, InvalidInput, PlacetError, Unavailable
 from placet.core.gen import hub_pb2 as hub_pb
 from placet.core.gen import inference_pb2 as pb
 from placet.core.models import Kind, Manifest, parse_reference
+from placet.core.receipts import Mode
 from placet.core.tensors import Tensor, decode_request, encode_response
 from placet.core.types import hex0x
 from placet.gateway.http import bounded_body, reply
@@ -151,7 +152,10 @@ class V2Api:
         async with aclosing(opened.events) as events:  # type: ignore[type-var]
             async for event in events:
                 if event.HasField("finished"):
-                    return self._answer(event.finished, asked, opened.resolved.manifest, opened.routing(), opened.receipt_id)
+                    answer = self._answer(event.finished, asked, opened.resolved.manifest, opened.routing(), opened.receipt_id)
+                    if call.wants.mode is Mode.ZKML:
+                        answer.headers["placet-proof"] = f"/api/v1/proofs/{hex0x(opened.receipt_id)}"
+                    return answer
         raise Unavailable("the answer ended before its end")
 
     def _answer(self, finished: pb.Finished, asked: Any, manifest: Manifest, routing: dict[str, Any], receipt_id: bytes) -> Response:

@@ -1,12 +1,12 @@
 """What is checked of an upload, in a child process of its own with limits on memory, time and files: models are hostile input.
 
-`python -I -m placet.inference.hub.checker FOLDER KIND` reads the files of a model from FOLDER and prints one line of JSON: what was found,
-or {"refused": …, "field": …}. It opens no file outside FOLDER and no socket.
+`python -I -m placet.inference.hub.checker FOLDER KIND MEMORY_BYTES CPU_S [zkml]` reads the files of a model from FOLDER and prints one line
+of JSON: what was found, or {"refused": …, "field": …}. It opens no file outside FOLDER and no socket.
 
 The checks, in order: 1 the files an engine needs are there and no larger than their limits; 2 the ONNX file parses; 3 opsets and operators
 are known to the runtime (custom operators and local functions are not), subgraphs are nested no deeper than a bound; 4 external data stays
 inside the folder and inside its files; 5 ONNX's own checker, with shape inference; 6 no tensor of a known size exceeds a bound; 7 the
-runtime loads and runs it within the limits; 8 the configuration of language and embedding models.
+runtime loads and runs it within the limits; 8 the configuration of language and embedding models; 9 for mode zkml, that it can be proven.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ class Found:
     dynamicQuantisation: bool = False  # noqa: N815 - as the manifest has it
     contextLength: int | None = None  # noqa: N815
     dimensions: int | None = None
+    zkNetworkSha256: str | None = None  # noqa: N815
 
 
-def check(folder: Path, kind: str) -> Found:
+def check(folder: Path, kind: str, *, zkml: bool = False) -> Found:
     """Check an upload. Raises Refused."""
     import onnx
 
@@ -123,12 +124,27 @@ def check(folder: Path, kind: str) -> Found:
     found.inputs = _specs(model.graph.input, {tensor.name for tensor in model.graph.initializer})
     found.outputs = _specs(model.graph.output, set())
     _load(path, found.inputs, run=kind != "text")
+    if zkml:
+        found.zkNetworkSha256 = _network(path, kind)
     if kind == "text":
         found.contextLength = _context_length(folder)
     elif kind == "embedding":
         found.dimensions = _dimensions(found.outputs)
         found.contextLength = _sequence_length(folder)
     return found
+
+
+def _network(path: Path, kind: str) -> str:
+    """The network that proofs are about."""
+    from placet.core.errors import InvalidInput
+    from placet.inference.proofs.prover import read_network
+
+    if kind != "tensors":
+        raise Refused(f"zkml: a model of kind {kind} cannot be proven", "zkml")
+    try:
+        return read_network(path).digest().hex()
+    except InvalidInput as error:
+        raise Refused(error.message, error.field or "zkml") from None
 
 
 def _standard_operators() -> set[tuple[str, str]]:
@@ -333,7 +349,7 @@ def main() -> None:
     limit(memory_bytes, cpu_s)
     answer: dict[str, Any]
     try:
-        answer = {"found": vars(check(folder, kind))}
+        answer = {"found": vars(check(folder, kind, zkml="zkml" in sys.argv[5:]))}
     except Refused as refused:
         answer = {"refused": str(refused), "field": refused.field}
     except MemoryError:

@@ -17,6 +17,7 @@ import orjson
 from placet.core.errors import InvalidInput, TooLarge, Unavailable
 from placet.core.models import File, Kind, Manifest, Spec
 from placet.core.objects import ObjectStore
+from placet.core.types import Hash32
 
 _KINDS_WITH_FILES = frozenset({Kind.TENSORS, Kind.TEXT, Kind.EMBEDDING})
 
@@ -41,8 +42,8 @@ class Inspector:
         self._cpu_s = cpu_s
         self._places = asyncio.Semaphore(at_once)
 
-    async def inspect(self, draft: Manifest) -> Manifest:
-        """The draft with what its files turned out to be: tensors, operators, sizes.
+    async def inspect(self, draft: Manifest, *, zkml: bool = False) -> Manifest:
+        """The draft with what its files turned out to be: tensors, operators, sizes; with `zkml` the network that can be proven.
 
         Raises:
             InvalidInput: a rule is broken; names the file or part. TooLarge. NotFound: a file was not uploaded. Unavailable.
@@ -59,7 +60,7 @@ class Inspector:
             folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="check-", dir=self._scratch))
             try:
                 await self.fetch(draft.files, folder)
-                found = await self._ask(folder, draft.kind)
+                found = await self._ask(folder, draft.kind, zkml=zkml)
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return replace(
@@ -72,6 +73,7 @@ class Inspector:
             dynamic_quantisation=found["dynamicQuantisation"],
             context_length=found["contextLength"],
             dimensions=found["dimensions"],
+            zk_network_sha256=Hash32(bytes.fromhex(found["zkNetworkSha256"])) if found["zkNetworkSha256"] else None,
         )
 
     async def fetch(self, files: Sequence[File], folder: Path) -> None:
@@ -83,7 +85,7 @@ class Inspector:
             if size != file.size:
                 raise InvalidInput(f"files: {file.path} has {size} bytes, {file.size} are declared", field="files")
 
-    async def _ask(self, folder: Path, kind: Kind) -> dict[str, Any]:
+    async def _ask(self, folder: Path, kind: Kind, *, zkml: bool) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -92,6 +94,7 @@ class Inspector:
             kind.value,
             str(self._memory_bytes),
             str(self._cpu_s),
+            *(["zkml"] if zkml else []),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

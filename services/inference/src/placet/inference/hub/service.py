@@ -26,7 +26,7 @@ from placet.core.models import (
     prices_of,
 )
 from placet.core.objects import ObjectStore
-from placet.core.senders import recover
+from placet.core.recovery import recover
 from placet.core.types import Address, Hash32, hex0x
 from placet.inference.hub.inspector import Inspector
 from placet.inference.hub.store import HubChange, HubStore
@@ -60,7 +60,9 @@ class Hub:
         self._inspector = inspector
         self._clock = clock
 
-    async def draft(self, kind: Kind, publisher: str, name: str, files: tuple[File, ...], description: str, licence: str) -> Manifest:
+    async def draft(
+        self, kind: Kind, publisher: str, name: str, files: tuple[File, ...], description: str, licence: str, *, zkml: bool = False
+    ) -> Manifest:
         """What the publisher is to sign: the manifest of the next version, with what the checks found.
 
         Raises:
@@ -69,7 +71,8 @@ class Hub:
         check_part(publisher, "publisher"), check_part(name, "name")
         versions = await self.store.versions(publisher, name)
         version = 1 + (versions[0].manifest.version if versions else 0)
-        return await self._inspector.inspect(Manifest(publisher, name, version, kind, files, description=description, license=licence))
+        draft = Manifest(publisher, name, version, kind, files, description=description, license=licence)
+        return await self._inspector.inspect(draft, zkml=zkml)
 
     async def act(self, signed: Signed, manifest: bytes | None = None) -> dict[str, Any]:
         """Do what a statement says. Returns what stands now.
@@ -135,8 +138,9 @@ class Hub:
             dynamic_quantisation=False,
             context_length=None if manifest.kind is not Kind.UPSTREAM else manifest.context_length,
             dimensions=None,
+            zk_network_sha256=None,
         )
-        found = await self._inspector.inspect(plain)
+        found = await self._inspector.inspect(plain, zkml=manifest.zk_network_sha256 is not None)
         if found != manifest:
             raise InvalidInput("manifest: not what the files are; ask for a draft and sign that", field="manifest")
         return manifest

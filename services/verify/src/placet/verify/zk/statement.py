@@ -14,7 +14,7 @@ from placet.core import jsonx
 from placet.core.errors import InvalidInput, VerificationFailed
 from placet.core.models import personal_digest
 from placet.core.receipts import Mode, ModelRef, Receipt
-from placet.core.senders import recover
+from placet.core.recovery import recover
 from placet.core.types import Address, Hash32, address_from, hash_from, hex0x
 from placet.verify.report import Check, Report
 from placet.verify.zk.field import ORDER
@@ -268,7 +268,8 @@ def verify_proof(
     """Check a proof.
 
     1 the key is the statement's; 2 inputs are within the bound; 3 the proof holds for inputs and outputs; 4 who made the keys is accepted,
-    and signed that they are this network's; 5 the receipt names this statement, in mode zkml, for this model; 6 the model is the one wanted;
+    and signed that they are this network's; 5 the receipt names this statement, in mode zkml, for this model;
+    6 the model is the one wanted;
     7 the network is the one made from the model's file (`placet.inference.proofs.network` makes it).
 
     Raises:
