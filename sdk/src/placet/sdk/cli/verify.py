@@ -18,6 +18,7 @@ from placet.core.types import Hash32, address_from, hex0x
 from placet.sdk.cli.common import output_option, read_json, show
 from placet.sdk.documents import attestation_of, intent_of, operator_set_of
 from placet.verify import Expected, ReceiptKey, Report, verify_attestation, verify_receipt
+from placet.verify.audit import verify_audit
 
 DEFAULT_QUORUM_BPS = 6667
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -83,6 +84,14 @@ def _verify_receipt(document: dict[str, Any], value: Any, keys: tuple[str, ...],
     answer = {name: member for name, member in document.items() if name != "placet"} if "placet" in document else None
     expected = Expected(request=request, model_name=request.get("model") if isinstance(request, dict) else None, response=answer)
     report = verify_receipt(receipt, keys={key_id_of(key.public_key): key for key in trusted}, expected=expected)
+    others = document["placet"].get("audit", []) if isinstance(document.get("placet"), dict) else []
+    if others:
+        report = verify_audit(
+            [receipt, *map(from_document, others)],
+            keys={key_id_of(key.public_key): key for key in trusted},
+            expected=expected,
+            response=answer,
+        )
     what = (
         f"{receipt.model.publisher}/{receipt.model.name}@{receipt.model.version}, mode {receipt.mode.value}, {receipt.execution.provider}"
     )

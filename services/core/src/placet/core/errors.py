@@ -159,6 +159,15 @@ class ProofFailed(PlacetError):
     grpc_status = "ABORTED"
 
 
+class AuditFailed(PlacetError):
+    """Replicas that were to re-execute a request do not agree, so nothing is delivered; `nodes` says what each signed."""
+
+    code = "audit_failed"
+    http_status = 502
+    grpc_status = "ABORTED"
+    retryable = True
+
+
 class NoQuorum(PlacetError):
     """Too little stake agreed on one answer before the deadline. Neither allowed nor denied."""
 
@@ -247,6 +256,7 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     WrongPolicy,
     ModeUnavailable,
     ProofFailed,
+    AuditFailed,
     NoQuorum,
     DeadlineExceeded,
     Unavailable,

@@ -162,7 +162,7 @@ class Runner:
             client_nonce=Hash32(message.client_nonce) if message.client_nonce else None,
             payment=message.payment if paid else None,
             deadline=asyncio.get_running_loop().time() + wanted_s,
-            alone=message.alone,
+            alone=message.alone or mode is Mode.AUDITED,
             jurisdiction=message.jurisdiction,
             tenant=message.tenant,
             with_receipt=not message.without_receipt,
@@ -173,9 +173,15 @@ class Runner:
         if row.manifest.kind not in _KIND_OF_SURFACE[request.surface]:
             raise InvalidInput(f"model: a model of kind {row.manifest.kind.value} does not answer {request.surface}", field="model")
         proven = request.mode is Mode.ZKML and self.proofs is not None and request.surface == "tensors"
-        if request.mode is not Mode.VANILLA and not proven:
+        if request.mode not in (Mode.VANILLA, Mode.AUDITED) and not proven:
             raise ModeUnavailable(f"mode: {request.mode.value} is not offered for this model here", field="mode")
-        return await self.pool.take(row)
+        loaded = await self.pool.take(row)
+        if request.mode is Mode.AUDITED and loaded.engine.info.profile is None:
+            await self.pool.give(loaded)
+            raise ModeUnavailable(
+                "mode: outputs are equal bit for bit in no execution profile here, so nothing can be audited", field="mode"
+            )
+        return loaded
 
     async def quote(self, request: Request) -> pb.QuoteResponse:
         """How large a request is; nothing runs. Raises PlacetError."""

@@ -124,7 +124,11 @@ def _loaded(item: Loaded, runner: Runner) -> pb.LoadedModel:
         state="ready",
         provider=info.provider,
         profile=info.profile or b"",
-        modes=[pb.MODE_VANILLA, *([pb.MODE_ZKML] if manifest.zk_network_sha256 and runner.proofs is not None else [])],
+        modes=[
+            pb.MODE_VANILLA,
+            *([pb.MODE_AUDITED] if info.profile is not None else []),
+            *([pb.MODE_ZKML] if manifest.zk_network_sha256 and runner.proofs is not None else []),
+        ],
         running=running,
         waiting=waiting,
         concurrency=info.concurrency,

@@ -92,6 +92,10 @@ def verify_receipt(receipt: Receipt, *, keys: Mapping[Hash32, ReceiptKey], expec
         left.append("that the model ran: in mode vanilla the node says so, and nothing proves it")
     elif receipt.mode is Mode.TEE:
         left.append("the TEE's evidence (verify it with placet.verify.tee)")
+    elif receipt.mode is Mode.ZKML:
+        left.append("the proof (verify it with placet.verify.zk)")
+    elif receipt.mode is Mode.AUDITED:
+        left.append("that other nodes gave the same answer (verify their receipts with placet.verify.audit)")
     if receipt.execution.relayed is not None:
         left.append(f"what ran at {receipt.execution.relayed}: the node only passed the request on")
     if receipt.jurisdiction is not None:

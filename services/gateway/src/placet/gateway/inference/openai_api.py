@@ -17,7 +17,7 @@ from placet.core.errors import Internal, InvalidInput, PlacetError, Unavailable
 from placet.core.gen import hub_pb2 as hub_pb
 from placet.core.gen import inference_pb2 as pb
 from placet.core.models import decode_manifest, parse_reference
-from placet.core.types import hex0x
+from placet.core.types import Hash32, hex0x
 from placet.gateway.http import bounded_body, reply
 from placet.gateway.inference.routing import wants_of
 from placet.gateway.inference.service import Call, InferenceService, Opened
@@ -148,7 +148,7 @@ class OpenAiApi:
                 "contextLength": manifest.context_length,
                 "dimensions": manifest.dimensions,
                 "supportedParameters": _SUPPORTED[manifest.kind.value],
-                "modes": ["vanilla"],
+                "modes": self._inference.modes_of(Hash32(answer.version.sha256)),
                 "prices": orjson.loads(answer.prices) if answer.prices else None,
                 "deprecated": answer.version.deprecated or None,
             },
@@ -158,6 +158,8 @@ class OpenAiApi:
 def _with_receipt(finished: pb.Finished, opened: Opened) -> dict[str, Any]:
     document: dict[str, Any] = orjson.loads(finished.body)
     document["placet"] = {"receipt": orjson.loads(finished.receipt), "routing": opened.routing()}
+    if opened.audit:
+        document["placet"]["audit"] = [orjson.loads(receipt) for receipt in opened.audit]
     return document
 
 

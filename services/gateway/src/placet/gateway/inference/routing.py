@@ -14,6 +14,7 @@ from placet.core.types import Hash32
 
 _AMOUNT = re.compile(r"(?:0|[1-9][0-9]{0,38})\Z")
 _MAX_MODELS = 8
+_MAX_AUDITORS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Wants:
     jurisdiction: str | None = None
     fallbacks: tuple[Reference, ...] = ()
     nonce: Hash32 | None = None
+    auditors: int = 2
+    """Mode audited: how many replicas run it."""
 
 
 def wants_of(value: Any) -> Wants:
@@ -40,7 +43,7 @@ def wants_of(value: Any) -> Wants:
         return Wants()
     if not isinstance(value, dict):
         raise InvalidInput("placet: an object wanted", field="placet")
-    known = {"mode", "max_price", "max_latency_ms", "jurisdiction", "models", "nonce"}
+    known = {"mode", "max_price", "max_latency_ms", "jurisdiction", "models", "nonce", "auditors"}
     if unknown := value.keys() - known:
         raise InvalidInput(f"placet/{min(unknown)}: is not known; {', '.join(sorted(known))} are", field=f"placet/{min(unknown)}")
     try:
@@ -60,7 +63,13 @@ def wants_of(value: Any) -> Wants:
     models = value.get("models", [])
     if not isinstance(models, list) or len(models) > _MAX_MODELS:
         raise InvalidInput(f"placet/models: a list of at most {_MAX_MODELS} wanted", field="placet/models")
+    auditors = value.get("auditors", 2)
+    if not isinstance(auditors, int) or isinstance(auditors, bool) or not 2 <= auditors <= _MAX_AUDITORS:
+        raise InvalidInput(f"placet/auditors: an integer from 2 to {_MAX_AUDITORS} wanted", field="placet/auditors")
+    if "auditors" in value and mode is not Mode.AUDITED:
+        raise InvalidInput("placet/auditors: in mode audited only", field="placet/auditors")
     return Wants(
+        auditors=auditors,
         mode=mode,
         max_price=None if price is None else int(price),
         max_latency_ms=latency,

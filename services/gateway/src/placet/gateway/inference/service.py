@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 import orjson
 
-from placet.core.errors import NotFound, PaymentRequired, PlacetError, RateLimited, Unavailable
+from placet.core.errors import InvalidInput, NotFound, PaymentRequired, PlacetError, RateLimited, Unavailable
 from placet.core.gen import hub_pb2 as hub_pb
 from placet.core.gen import inference_pb2 as pb
 from placet.core.models import Manifest, Prices, Reference, decode_manifest, parse_reference, prices_of
@@ -21,6 +22,7 @@ from placet.core.receipts import Mode
 from placet.core.rpc_errors import from_rpc
 from placet.core.tensors import Tensor
 from placet.core.types import Hash32
+from placet.gateway.inference import auditing
 from placet.gateway.inference.replicas import Replica, Replicas
 from placet.gateway.inference.routing import Choice, Wants, choose
 
@@ -68,6 +70,8 @@ class Opened:
     jurisdiction: str
     provider: str
     events: AsyncIterator[pb.RunResponse]
+    audit: tuple[bytes, ...] = ()
+    """Receipts of the other nodes that gave the same answer."""
 
     def routing(self) -> dict[str, Any]:
         """What was chosen and why, for the answer."""
@@ -134,6 +138,14 @@ class InferenceService:
                 self._resolved.popitem(last=False)
         return cached[1]
 
+    def modes_of(self, sha256: Hash32) -> list[str]:
+        """Modes in which some replica that has the model in memory offers it, `vanilla` always."""
+        offered = {Mode.VANILLA}
+        for replica in self.replicas.living():
+            loaded = replica.models.get(sha256)
+            offered |= {_MODE_OF[mode] for mode in (loaded.modes if loaded is not None else ()) if mode in _MODE_OF}
+        return [mode.value for mode in Mode if mode in offered]
+
     async def open(self, call: Call) -> Opened:
         """Begin an answer: by the model that was named, or the first of its fallbacks that answers.
 
@@ -157,6 +169,8 @@ class InferenceService:
     async def _open(self, call: Call, resolved: Resolved) -> Opened:
         living = self.replicas.living()
         choices = choose([_candidate(replica, resolved) for replica in living], call.wants, stream=call.stream)
+        if call.wants.mode is Mode.AUDITED:
+            return await self._audited(call, resolved, living, choices)
         failure: PlacetError | None = None
         for choice in choices[:_TRIES]:
             try:
@@ -165,6 +179,29 @@ class InferenceService:
                 failure = failure or error
         assert failure is not None
         raise failure
+
+    async def _audited(self, call: Call, resolved: Resolved, living: Sequence[Replica], choices: Sequence[Choice]) -> Opened:
+        """The answer on which several replicas agree. It is there in full before any of it is delivered."""
+        if call.stream:
+            raise InvalidInput("stream: an audited answer is not streamed, it is delivered when the nodes agree", field="stream")
+        drawn = auditing.draw(choices, living, resolved.sha256, call.wants.auditors)
+        opened = await asyncio.gather(
+            *(self._begin(call, resolved, living[choice.index], choice) for choice in drawn), return_exceptions=True
+        )
+        begun = [item for item in opened if isinstance(item, Opened)]
+        try:
+            for item in opened:
+                if isinstance(item, BaseException):
+                    raise item
+            finished = await asyncio.gather(*(_finished(item.events) for item in begun))
+        finally:
+            await asyncio.gather(*(item.events.aclose() for item in begun), return_exceptions=True)  # type: ignore[attr-defined]
+        auditing.compare(finished)
+        first = begun[0]
+        first.events = _only(finished[0])
+        first.why = f"{len(begun)} nodes agree, drawn from {len(choices)}"
+        first.audit = tuple(answer.receipt for answer in finished[1:])
+        return first
 
     async def _begin(self, call: Call, resolved: Resolved, replica: Replica, choice: Choice) -> Opened:
         receipt_id = Hash32(secrets.token_bytes(32))
@@ -203,7 +240,7 @@ def _candidate(replica: Replica, resolved: Resolved) -> _Candidate:
     assert replica.said is not None
     loaded = replica.models.get(resolved.sha256)
     if loaded is None:
-        modes = {Mode.VANILLA}
+        modes = {Mode.VANILLA, Mode.AUDITED}
         if resolved.manifest.zk_network_sha256 is not None and pb.MODE_ZKML in replica.said.modes:
             modes.add(Mode.ZKML)
         return _Candidate(replica.said.jurisdiction, frozenset(modes), False, float(replica.sent), 0.0, 0.0)
@@ -224,6 +261,19 @@ async def _events(replica: Replica, request: pb.RunRequest) -> AsyncIterator[pb.
     finally:
         replica.sent -= 1
         call.cancel()
+
+
+async def _finished(events: AsyncIterator[pb.RunResponse]) -> pb.Finished:
+    async for event in events:
+        if event.HasField("finished"):
+            return event.finished
+        if event.HasField("failure"):
+            raise Unavailable(event.failure.message)
+    raise Unavailable("the answer ended before its end")
+
+
+async def _only(answer: pb.Finished) -> AsyncIterator[pb.RunResponse]:
+    yield pb.RunResponse(finished=answer)
 
 
 async def _with_first(first: pb.RunResponse, rest: AsyncIterator[pb.RunResponse]) -> AsyncIterator[pb.RunResponse]:

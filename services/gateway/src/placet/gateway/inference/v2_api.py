@@ -22,7 +22,7 @@ from placet.core.tensors import Tensor, decode_request, encode_response
 from placet.core.types import hex0x
 from placet.gateway.http import bounded_body, reply
 from placet.gateway.inference.routing import wants_of
-from placet.gateway.inference.service import Call, InferenceService
+from placet.gateway.inference.service import Call, InferenceService, Opened
 from placet.gateway.keys import Authenticator
 from placet.gateway.store import ApiKey
 from placet.gateway.tracing import note_outcome
@@ -152,25 +152,34 @@ class V2Api:
         async with aclosing(opened.events) as events:  # type: ignore[type-var]
             async for event in events:
                 if event.HasField("finished"):
-                    answer = self._answer(event.finished, asked, opened.resolved.manifest, opened.routing(), opened.receipt_id)
+                    answer = self._answer(event.finished, asked, opened)
                     if call.wants.mode is Mode.ZKML:
                         answer.headers["placet-proof"] = f"/api/v1/proofs/{hex0x(opened.receipt_id)}"
                     return answer
         raise Unavailable("the answer ended before its end")
 
-    def _answer(self, finished: pb.Finished, asked: Any, manifest: Manifest, routing: dict[str, Any], receipt_id: bytes) -> Response:
+    def _answer(self, finished: pb.Finished, asked: Any, opened: Opened) -> Response:
+        manifest = opened.resolved.manifest
         outputs = [Tensor(t.name, t.datatype, tuple(t.shape), t.data) for t in finished.tensors]
         # Parameters are texts, numbers and truth values in this protocol, so the receipt travels as text.
-        parameters = {"placet_receipt": finished.receipt.decode(), "placet_routing": orjson.dumps(routing).decode()}
+        parameters = receipt_parameters(finished, opened)
         head: dict[str, Any] = {"model_name": f"{manifest.publisher}/{manifest.name}", "model_version": str(manifest.version)}
         if asked.id is not None:
             head["id"] = asked.id
         body, json_bytes = encode_response({**head, "parameters": parameters}, outputs, asked, max_bytes=2 * MAX_BODY_BYTES)
-        headers = {"placet-receipt-id": hex0x(receipt_id)}
+        headers = {"placet-receipt-id": hex0x(opened.receipt_id)}
         if json_bytes is None:
             return Response(body, media_type="application/json", headers=headers)
         headers[_JSON_LENGTH] = str(json_bytes)
         return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+def receipt_parameters(finished: pb.Finished, opened: Opened) -> dict[str, str]:
+    """What is said of an answer, in this protocol's parameters."""
+    said = {"placet_receipt": finished.receipt.decode(), "placet_routing": orjson.dumps(opened.routing()).decode()}
+    if opened.audit:
+        said["placet_audit"] = f"[{','.join(receipt.decode() for receipt in opened.audit)}]"
+    return said
 
 
 async def index_of(inference: InferenceService, *, only_ready: bool) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from placet.core.rpc_errors import abort
 from placet.core.tensors import DATATYPES, Tensor
 from placet.gateway.inference.routing import wants_of
 from placet.gateway.inference.service import Call, InferenceService
-from placet.gateway.inference.v2_api import EXTENSIONS, index_of
+from placet.gateway.inference.v2_api import EXTENSIONS, index_of, receipt_parameters
 from placet.gateway.keys import Authenticator
 from placet.gateway.store import ApiKey
 
@@ -172,8 +172,7 @@ class V2Grpc:
                         model_version=str(manifest.version),
                         id=request.id,
                         parameters={
-                            "placet_receipt": v2.InferParameter(string_param=finished.receipt.decode()),
-                            "placet_routing": v2.InferParameter(string_param=orjson.dumps(opened.routing()).decode()),
+                            name: v2.InferParameter(string_param=text) for name, text in receipt_parameters(finished, opened).items()
                         },
                         outputs=[output_type(name=t.name, datatype=t.datatype, shape=t.shape) for t in finished.tensors],
                         raw_output_contents=[t.data for t in finished.tensors],
