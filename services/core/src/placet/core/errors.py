@@ -151,6 +151,12 @@ class ModeUnavailable(PlacetError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class TeeUnavailable(ModeUnavailable):
+    """Mode tee was asked for, or evidence, and no replica here runs in a TEE."""
+
+    code = "tee_unavailable"
+
+
 class ProofFailed(PlacetError):
     """The answer stands, and could not be proven: the message says why. Ask again, or take it for what an unproven answer is worth."""
 
@@ -255,6 +261,7 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     PolicyNotAdmitted,
     WrongPolicy,
     ModeUnavailable,
+    TeeUnavailable,
     ProofFailed,
     AuditFailed,
     NoQuorum,

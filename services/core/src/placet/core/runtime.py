@@ -112,10 +112,18 @@ def read_bus_key(path: Path) -> LocalBusSigner:
     Raises:
         InvalidInput: not there, or not that.
     """
+    return LocalBusSigner(read_seed(path))
+
+
+def read_seed(path: Path) -> bytes:
+    """An Ed25519 seed from a file: 64 hex digits. Raises InvalidInput: not there, or not that."""
     try:
-        return LocalBusSigner(bytes.fromhex(path.read_text().strip().removeprefix("0x")))
+        seed = bytes.fromhex(path.read_text().strip().removeprefix("0x"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"bus key file: {type(error).__name__}", field="bus_key_file") from None
+    if len(seed) != 32:
+        raise InvalidInput("bus key file: 64 hex digits wanted", field="bus_key_file")
+    return seed
 
 
 def trusted_keys(values: Iterable[str], field_name: str) -> frozenset[bytes]:

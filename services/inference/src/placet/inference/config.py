@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 
@@ -18,7 +19,17 @@ class InferenceSettings(ServiceSettings):
     database: SecretStr = Field(description="the Model Hub's database, shared by replicas")
     hub_id: str = Field(description="name of this hub, which publishers sign, for instance placet:8453")
     bus_key_file: Path = Field(description="32-byte Ed25519 seed, hex; gateways and settlement must trust its public key")
-    receipt_key_file: Path = Field(description="32-byte Ed25519 seed, hex; signs receipts, registered in NodeRegistry")
+    receipt_key_file: Path | None = Field(
+        default=None,
+        description="32-byte Ed25519 seed, hex; signs receipts, registered in NodeRegistry. In a TEE: none, the key is made there",
+    )
+    tee: Literal["none", "configfs-tsm", "software-dev"] = Field(
+        default="none",
+        description="where evidence comes from: the kernel (TDX, SEV-SNP), or the development attester, refused in production",
+    )
+    tee_software_key_file: Path | None = Field(default=None, description="software-dev: its Ed25519 seed, hex; policies pin its public key")
+    tee_pccs_url: str = Field(default="https://api.trustedservices.intel.com", description="where Intel's collateral is fetched")
+    tee_kds_url: str = Field(default="https://kdsintf.amd.com", description="where AMD's revocation lists are fetched")
     node_address: str | None = Field(default=None, description="this node in NodeRegistry")
     jurisdiction: str | None = Field(default=None, pattern="^[A-Z]{2}$", description="ISO 3166-1 alpha-2: declared, not proven")
     model_cache: Path = Field(default=Path("/var/cache/placet/models"), description="files of models, by digest")

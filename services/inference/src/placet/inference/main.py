@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import secrets
 import time
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from placet.core.admin import AdminServer
 from placet.core.db import connect, migrate, schema_problem
+from placet.core.envelope import BusSigner, LocalBusSigner
 from placet.core.errors import InvalidInput, NotFound, PlacetError, Unavailable
 from placet.core.models import STATEMENT_VALID_FOR_S, Kind, Manifest, parse_reference
-from placet.core.runtime import Resources, main_of, read_bus_key, version_of
+from placet.core.runtime import Resources, main_of, read_bus_key, read_seed, version_of
 from placet.core.types import address_from
 from placet.inference.config import InferenceSettings
 from placet.inference.engines.embedding import load_embedding
@@ -28,8 +34,13 @@ from placet.inference.proofs.store import ProofStore
 from placet.inference.proofs.system import Groth16System
 from placet.inference.runner import Node, Runner
 from placet.inference.server import HubServicer, InferenceServicer, make_server
+from placet.inference.tee.attestor import Attestor
+from placet.inference.tee.collateral import Collaterals, Fetch, amd_fetch, fetch_url, intel_fetch
+from placet.inference.tee.providers import Provider, SoftwareProvider, TsmProvider
 from placet.inference.usage import UsageLog
+from placet.verify.tee import EvidenceKind
 
+log = logging.getLogger(__name__)
 MIGRATIONS = "placet.inference.migrations"
 
 
@@ -44,7 +55,7 @@ class Inference:
         self._pool = ModelPool(objects=resources.objects, cache=cache, load=self._load, max_bytes=settings.max_loaded_bytes)
         node = Node(
             address=None if settings.node_address is None else address_from(settings.node_address, field="node_address"),
-            signer=read_bus_key(settings.receipt_key_file),
+            signer=_receipt_signer(settings),
             bus_signer=read_bus_key(settings.bus_key_file),
             jurisdiction=settings.jurisdiction,
         )
@@ -69,6 +80,7 @@ class Inference:
             bus=resources.bus,
             longest_s=settings.longest_request_s,
             proofs=self._proofs,
+            attestor=self._attestor(settings, node),
         )
         inspector = Inspector(
             resources.objects,
@@ -86,6 +98,24 @@ class Inference:
         self._http = V2Http(self.runner, store, longest_s=settings.longest_request_s)
         self.port = self.http_port = 0
         self._warm = False
+
+    @staticmethod
+    def _attestor(settings: InferenceSettings, node: Node) -> Attestor | None:
+        if settings.tee == "none":
+            return None
+        fetch: dict[EvidenceKind, Fetch] = {}
+        provider: Provider = TsmProvider()
+        if settings.tee == "software-dev":
+            if settings.environment == "production":
+                raise InvalidInput("tee: software-dev is refused in production", field="tee")
+            if settings.tee_software_key_file is None:
+                raise InvalidInput("tee_software_key_file: software-dev needs one, which policies pin", field="tee_software_key_file")
+            log.warning("DEVELOPMENT: evidence of this replica is made by software and proves nothing")
+            provider = SoftwareProvider(Ed25519PrivateKey.from_private_bytes(read_seed(settings.tee_software_key_file)))
+        else:
+            fetch[EvidenceKind.TDX] = intel_fetch(settings.tee_pccs_url)
+            fetch[EvidenceKind.SEV_SNP] = amd_fetch(settings.tee_kds_url, fetch_url)
+        return Attestor(provider, Collaterals(fetch), node.signer.public_key, X25519PrivateKey.generate())
 
     async def _load(self, manifest: Manifest, folder: Path) -> Engine:
         settings = self._settings
@@ -168,6 +198,17 @@ class Inference:
 
         admin.ready("schema", lambda: schema_problem(self._database, MIGRATIONS))
         admin.ready("models", warm)
+
+
+def _receipt_signer(settings: InferenceSettings) -> BusSigner:
+    """The key in the file; in a TEE one that is made here and never leaves."""
+    if settings.tee == "none":
+        if settings.receipt_key_file is None:
+            raise InvalidInput("receipt_key_file: needed where there is no TEE", field="receipt_key_file")
+        return read_bus_key(settings.receipt_key_file)
+    if settings.receipt_key_file is not None:
+        raise InvalidInput("receipt_key_file: in a TEE the key is made inside; give none", field="receipt_key_file")
+    return LocalBusSigner(secrets.token_bytes(32))
 
 
 def main() -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from placet.core import receipts, topics
+from placet.core import receipts, sealing, topics
 from placet.core.bus import Bus, BusError
 from placet.core.envelope import BusSigner, Kind, seal
-from placet.core.errors import InvalidInput, ModeUnavailable, PlacetError
+from placet.core.errors import InvalidInput, ModeUnavailable, PlacetError, TeeUnavailable
 from placet.core.gen import inference_pb2 as pb
 from placet.core.models import Kind as ModelKind
 from placet.core.models import Rate
@@ -30,6 +31,7 @@ from placet.inference.hub.store import HubStore, VersionRow
 from placet.inference.pool import Loaded, ModelPool
 from placet.inference.proofs.service import Proofs
 from placet.inference.surfaces import Answer, Piece
+from placet.inference.tee.attestor import Attestor
 from placet.inference.usage import UsageLog
 from placet.verify.zk.statement import SYSTEM
 
@@ -90,6 +92,7 @@ class Request:
     jurisdiction: str
     tenant: str
     with_receipt: bool
+    sealed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class Finished:
 
     answer: Answer
     receipt: bytes
+    evidence: bytes = b""
 
 
 class Runner:
@@ -113,10 +117,12 @@ class Runner:
         bus: Bus | None,
         longest_s: float,
         proofs: Proofs | None = None,
+        attestor: Attestor | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
         self.proofs = proofs
+        self.attestor = attestor
         self.pool = pool
         self._store = store
         self.usage = usage
@@ -140,8 +146,10 @@ class Runner:
                 raise InvalidInput(f"{name}: {len(value)} bytes, {sizes} wanted", field=name)
         if len(message.body) > receipts.MAX_REQUEST_BYTES:
             raise InvalidInput(f"body: {len(message.body)} bytes, at most {receipts.MAX_REQUEST_BYTES}", field="body")
+        if message.sealed and (message.body or message.tensors or mode is not Mode.TEE):
+            raise InvalidInput("sealed: stands alone, in mode tee", field="sealed")
         try:
-            body = orjson.loads(message.body)
+            body = {"sealed": base64.b64encode(message.sealed).decode()} if message.sealed else orjson.loads(message.body)
         except orjson.JSONDecodeError:
             raise InvalidInput("body: not JSON", field="body") from None
         paid = message.HasField("payment")
@@ -166,6 +174,7 @@ class Runner:
             jurisdiction=message.jurisdiction,
             tenant=message.tenant,
             with_receipt=not message.without_receipt,
+            sealed=message.sealed,
         )
 
     async def _take(self, request: Request, row: VersionRow | None = None) -> Loaded:
@@ -173,7 +182,12 @@ class Runner:
         if row.manifest.kind not in _KIND_OF_SURFACE[request.surface]:
             raise InvalidInput(f"model: a model of kind {row.manifest.kind.value} does not answer {request.surface}", field="model")
         proven = request.mode is Mode.ZKML and self.proofs is not None and request.surface == "tensors"
-        if request.mode not in (Mode.VANILLA, Mode.AUDITED) and not proven:
+        if request.mode is Mode.TEE:
+            if self.attestor is None:
+                raise TeeUnavailable("mode: this replica runs in no TEE", field="mode")
+            if request.client_nonce is None:
+                raise InvalidInput("nonce: mode tee wants a fresh one of yours, or old evidence would do", field="placet/nonce")
+        elif request.mode not in (Mode.VANILLA, Mode.AUDITED) and not proven:
             raise ModeUnavailable(f"mode: {request.mode.value} is not offered for this model here", field="mode")
         loaded = await self.pool.take(row)
         if request.mode is Mode.AUDITED and loaded.engine.info.profile is None:
@@ -248,6 +262,34 @@ class Runner:
             _SECONDS.labels(request.surface).observe(time.perf_counter() - started)
 
     async def _events(self, request: Request, loaded: Loaded, started_ms: int) -> AsyncIterator[Piece | Finished]:
+        if request.mode is not Mode.TEE:
+            async for event in self._plain(request, loaded, started_ms):
+                yield event
+            return
+        assert self.attestor is not None
+        assert request.client_nonce is not None
+        attested = await self.attestor.evidence(request.client_nonce, request.model_sha256)
+        session: dict[str, Any] = {}
+        inner, answer_key = request, b""
+        if request.sealed:
+            session = {"surface": request.surface, "model_sha256": request.model_sha256, "nonce": request.client_nonce}
+            body, answer_key = await asyncio.to_thread(sealing.open_request, request.sealed, self.attestor.hpke_key, **session)
+            if not isinstance(body, dict) or body.get("stream"):
+                raise InvalidInput("sealed: an object, not streamed, wanted inside", field="sealed")
+            inner = replace(request, body=body)
+        async with aclosing(self._plain(replace(inner, with_receipt=False), loaded, started_ms)) as events:  # type: ignore[type-var]
+            async for event in events:
+                if not isinstance(event, Finished):
+                    yield event
+                    continue
+                answer = replace(event.answer, evidence_sha256=attested.sha256)
+                if answer_key:
+                    sealed = await asyncio.to_thread(sealing.seal_answer, answer.document, answer_key, **session)
+                    document = {"sealed": base64.b64encode(sealed).decode()}
+                    answer = replace(answer, document=document, digested=document)
+                yield replace(self._finished(request, loaded, answer, started_ms), evidence=attested.evidence)
+
+    async def _plain(self, request: Request, loaded: Loaded, started_ms: int) -> AsyncIterator[Piece | Finished]:
         engine: Any = loaded.engine
         if request.surface in ("chat.completions", "completions"):
             async for event in self._text(request, loaded, engine, started_ms):

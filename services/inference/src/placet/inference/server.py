@@ -9,7 +9,7 @@ import grpc
 import orjson
 
 from placet.core import models as documents
-from placet.core.errors import InvalidInput, ModeUnavailable, PlacetError
+from placet.core.errors import InvalidInput, ModeUnavailable, PlacetError, TeeUnavailable
 from placet.core.gen import hub_pb2 as hub_pb
 from placet.core.gen import hub_pb2_grpc, inference_pb2_grpc
 from placet.core.gen import inference_pb2 as pb
@@ -60,7 +60,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             models=[_loaded(item, self._runner) for item in self._runner.pool.loaded()],
             draining=self._is_draining(),
             version=self._version,
-            modes=[pb.MODE_ZKML] if self._runner.proofs is not None else [],
+            modes=[
+                *([pb.MODE_ZKML] if self._runner.proofs is not None else []),
+                *([pb.MODE_TEE] if self._runner.attestor is not None else []),
+            ],
         )
 
     async def Proof(self, request: pb.ProofRequest, context: Context) -> pb.ProofResponse:  # noqa: N802
@@ -92,9 +95,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             await abort(context, error)
 
     async def Attest(self, request: pb.AttestRequest, context: Context) -> pb.AttestResponse:  # noqa: N802
-        """Evidence of a TEE; there is none on this kind of replica."""
-        await abort(context, ModeUnavailable("this replica runs in no TEE", field="mode"))
-        raise AssertionError
+        """Evidence for the receipt key and the key that prompts are sealed to."""
+
+        async def attest() -> pb.AttestResponse:
+            attestor = self._runner.attestor
+            if attestor is None:
+                raise TeeUnavailable("this replica runs in no TEE", field="mode")
+            attested = await attestor.evidence(_digest(request.nonce, "nonce"), _digest(request.model_sha256, "model"))
+            return pb.AttestResponse(evidence=attested.evidence, receipt_key=attestor.receipt_key, hpke_key=attestor.hpke_public)
+
+        return await _answered(context, attest())
 
 
 def _event(event: Piece | Finished) -> pb.RunResponse:
@@ -107,6 +117,7 @@ def _event(event: Piece | Finished) -> pb.RunResponse:
             tensors=[pb.Tensor(name=t.name, datatype=t.datatype, shape=t.shape, data=bytes(t.data)) for t in answer.tensors],
             usage=pb.Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens, rows=answer.rows),
             receipt=event.receipt,
+            evidence=event.evidence,
             queued_us=int(1e6 * answer.queued_s),
             computed_us=int(1e6 * answer.computed_s),
         )
@@ -126,6 +137,7 @@ def _loaded(item: Loaded, runner: Runner) -> pb.LoadedModel:
         profile=info.profile or b"",
         modes=[
             pb.MODE_VANILLA,
+            *([pb.MODE_TEE] if runner.attestor is not None else []),
             *([pb.MODE_AUDITED] if info.profile is not None else []),
             *([pb.MODE_ZKML] if manifest.zk_network_sha256 and runner.proofs is not None else []),
         ],

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19placet/v1/inference.proto\x12\tplacet.v1\"E\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"m\n\x0bPaymentRate\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\t\x12\x1d\n\x15million_prompt_tokens\x18\x03 \x01(\t\x12!\n\x19million_completion_tokens\x18\x04 \x01(\t\"\x9b\x01\n\x0cPaymentTerms\x12\r\n\x05payer\x18\x01 \x01(\x0c\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\r\n\x05\x61sset\x18\x03 \x01(\x0c\x12\x12\n\npayment_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61mount\x18\x05 \x01(\t\x12\x12\n\nmax_amount\x18\x06 \x01(\t\x12$\n\x04rate\x18\x07 \x01(\x0b\x32\x16.placet.v1.PaymentRate\"\xf3\x02\n\nRunRequest\x12\x12\n\nreceipt_id\x18\x01 \x01(\x0c\x12#\n\x07surface\x18\x02 \x01(\x0e\x32\x12.placet.v1.Surface\x12\x1d\n\x04mode\x18\x03 \x01(\x0e\x32\x0f.placet.v1.Mode\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\x0c\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x12\"\n\x07tensors\x18\x07 \x03(\x0b\x32\x11.placet.v1.Tensor\x12\x0f\n\x07outputs\x18\x08 \x03(\t\x12\x14\n\x0c\x63lient_nonce\x18\t \x01(\x0c\x12(\n\x07payment\x18\n \x01(\x0b\x32\x17.placet.v1.PaymentTerms\x12\x12\n\ntimeout_ms\x18\x0b \x01(\r\x12\r\n\x05\x61lone\x18\x0c \x01(\x08\x12\x14\n\x0cjurisdiction\x18\r \x01(\t\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x17\n\x0fwithout_receipt\x18\x0f \x01(\x08\"S\n\rQuoteResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x1d\n\x15max_completion_tokens\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\"G\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\"b\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r\"w\n\x0bRunResponse\x12\x0f\n\x05\x63hunk\x18\x01 \x01(\x0cH\x00\x12\'\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x13.placet.v1.FinishedH\x00\x12%\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.placet.v1.FailureH\x00\x42\x07\n\x05\x65vent\"\x96\x01\n\x08\x46inished\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\"\n\x07tensors\x18\x02 \x03(\x0b\x32\x11.placet.v1.Tensor\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.placet.v1.Usage\x12\x0f\n\x07receipt\x18\x04 \x01(\x0c\x12\x11\n\tqueued_us\x18\x05 \x01(\x04\x12\x13\n\x0b\x63omputed_us\x18\x06 \x01(\x04\"\x91\x02\n\x0bLoadedModel\x12\x14\n\x0cmodel_sha256\x18\x01 \x01(\x0c\x12\x11\n\tpublisher\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x0f\n\x07profile\x18\x08 \x01(\x0c\x12\x1e\n\x05modes\x18\t \x03(\x0e\x32\x0f.placet.v1.Mode\x12\x0f\n\x07running\x18\n \x01(\r\x12\x0f\n\x07waiting\x18\x0b \x01(\r\x12\x13\n\x0b\x63oncurrency\x18\x0c \x01(\r\x12\x10\n\x08\x66irst_ms\x18\r \x01(\x01\x12\x0f\n\x07last_ms\x18\x0e \x01(\x01\"3\n\x10InferenceReceipt\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xc6\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12\x13\n\x0breceipt_key\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\x0c\x12\x14\n\x0cjurisdiction\x18\x04 \x01(\t\x12&\n\x06models\x18\x05 \x03(\x0b\x32\x16.placet.v1.LoadedModel\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x1e\n\x05modes\x18\x08 \x03(\x0e\x32\x0f.placet.v1.Mode\"6\n\x0cQuoteRequest\x12&\n\x07request\x18\x01 \x01(\x0b\x32\x15.placet.v1.RunRequest\"*\n\x0cProofRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"?\n\rProofResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x0c\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"4\n\rAttestRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\x0c\"n\n\x0e\x41ttestResponse\x12\x10\n\x08\x65vidence\x18\x01 \x01(\x0c\x12\x13\n\x0breceipt_key\x18\x02 \x01(\x0c\x12\x10\n\x08hpke_key\x18\x03 \x01(\x0c\x12#\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x12.placet.v1.Failure*z\n\x07Surface\x12\x17\n\x13SURFACE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSURFACE_CHAT\x10\x01\x12\x17\n\x13SURFACE_COMPLETIONS\x10\x02\x12\x16\n\x12SURFACE_EMBEDDINGS\x10\x03\x12\x13\n\x0fSURFACE_TENSORS\x10\x04*]\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0cMODE_VANILLA\x10\x01\x12\x0c\n\x08MODE_TEE\x10\x02\x12\r\n\tMODE_ZKML\x10\x03\x12\x10\n\x0cMODE_AUDITED\x10\x04\x32\xc6\x02\n\x10InferenceService\x12\x43\n\x08\x44\x65scribe\x12\x1a.placet.v1.DescribeRequest\x1a\x1b.placet.v1.DescribeResponse\x12:\n\x05Quote\x12\x17.placet.v1.QuoteRequest\x1a\x18.placet.v1.QuoteResponse\x12\x36\n\x03Run\x12\x15.placet.v1.RunRequest\x1a\x16.placet.v1.RunResponse0\x01\x12:\n\x05Proof\x12\x17.placet.v1.ProofRequest\x1a\x18.placet.v1.ProofResponse\x12=\n\x06\x41ttest\x12\x18.placet.v1.AttestRequest\x1a\x19.placet.v1.AttestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19placet/v1/inference.proto\x12\tplacet.v1\"E\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"m\n\x0bPaymentRate\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\t\x12\x1d\n\x15million_prompt_tokens\x18\x03 \x01(\t\x12!\n\x19million_completion_tokens\x18\x04 \x01(\t\"\x9b\x01\n\x0cPaymentTerms\x12\r\n\x05payer\x18\x01 \x01(\x0c\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\r\n\x05\x61sset\x18\x03 \x01(\x0c\x12\x12\n\npayment_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61mount\x18\x05 \x01(\t\x12\x12\n\nmax_amount\x18\x06 \x01(\t\x12$\n\x04rate\x18\x07 \x01(\x0b\x32\x16.placet.v1.PaymentRate\"\x83\x03\n\nRunRequest\x12\x12\n\nreceipt_id\x18\x01 \x01(\x0c\x12#\n\x07surface\x18\x02 \x01(\x0e\x32\x12.placet.v1.Surface\x12\x1d\n\x04mode\x18\x03 \x01(\x0e\x32\x0f.placet.v1.Mode\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\x0c\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x12\"\n\x07tensors\x18\x07 \x03(\x0b\x32\x11.placet.v1.Tensor\x12\x0f\n\x07outputs\x18\x08 \x03(\t\x12\x14\n\x0c\x63lient_nonce\x18\t \x01(\x0c\x12(\n\x07payment\x18\n \x01(\x0b\x32\x17.placet.v1.PaymentTerms\x12\x12\n\ntimeout_ms\x18\x0b \x01(\r\x12\r\n\x05\x61lone\x18\x0c \x01(\x08\x12\x14\n\x0cjurisdiction\x18\r \x01(\t\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x17\n\x0fwithout_receipt\x18\x0f \x01(\x08\x12\x0e\n\x06sealed\x18\x10 \x01(\x0c\"S\n\rQuoteResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x1d\n\x15max_completion_tokens\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\"G\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\"b\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r\"w\n\x0bRunResponse\x12\x0f\n\x05\x63hunk\x18\x01 \x01(\x0cH\x00\x12\'\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x13.placet.v1.FinishedH\x00\x12%\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.placet.v1.FailureH\x00\x42\x07\n\x05\x65vent\"\xa8\x01\n\x08\x46inished\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\"\n\x07tensors\x18\x02 \x03(\x0b\x32\x11.placet.v1.Tensor\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.placet.v1.Usage\x12\x0f\n\x07receipt\x18\x04 \x01(\x0c\x12\x11\n\tqueued_us\x18\x05 \x01(\x04\x12\x13\n\x0b\x63omputed_us\x18\x06 \x01(\x04\x12\x10\n\x08\x65vidence\x18\x07 \x01(\x0c\"\x91\x02\n\x0bLoadedModel\x12\x14\n\x0cmodel_sha256\x18\x01 \x01(\x0c\x12\x11\n\tpublisher\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x0f\n\x07profile\x18\x08 \x01(\x0c\x12\x1e\n\x05modes\x18\t \x03(\x0e\x32\x0f.placet.v1.Mode\x12\x0f\n\x07running\x18\n \x01(\r\x12\x0f\n\x07waiting\x18\x0b \x01(\r\x12\x13\n\x0b\x63oncurrency\x18\x0c \x01(\r\x12\x10\n\x08\x66irst_ms\x18\r \x01(\x01\x12\x0f\n\x07last_ms\x18\x0e \x01(\x01\"3\n\x10InferenceReceipt\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xc6\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12\x13\n\x0breceipt_key\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\x0c\x12\x14\n\x0cjurisdiction\x18\x04 \x01(\t\x12&\n\x06models\x18\x05 \x03(\x0b\x32\x16.placet.v1.LoadedModel\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x1e\n\x05modes\x18\x08 \x03(\x0e\x32\x0f.placet.v1.Mode\"6\n\x0cQuoteRequest\x12&\n\x07request\x18\x01 \x01(\x0b\x32\x15.placet.v1.RunRequest\"*\n\x0cProofRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"?\n\rProofResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x0c\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"4\n\rAttestRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\x0c\"n\n\x0e\x41ttestResponse\x12\x10\n\x08\x65vidence\x18\x01 \x01(\x0c\x12\x13\n\x0breceipt_key\x18\x02 \x01(\x0c\x12\x10\n\x08hpke_key\x18\x03 \x01(\x0c\x12#\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x12.placet.v1.Failure*z\n\x07Surface\x12\x17\n\x13SURFACE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSURFACE_CHAT\x10\x01\x12\x17\n\x13SURFACE_COMPLETIONS\x10\x02\x12\x16\n\x12SURFACE_EMBEDDINGS\x10\x03\x12\x13\n\x0fSURFACE_TENSORS\x10\x04*]\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0cMODE_VANILLA\x10\x01\x12\x0c\n\x08MODE_TEE\x10\x02\x12\r\n\tMODE_ZKML\x10\x03\x12\x10\n\x0cMODE_AUDITED\x10\x04\x32\xc6\x02\n\x10InferenceService\x12\x43\n\x08\x44\x65scribe\x12\x1a.placet.v1.DescribeRequest\x1a\x1b.placet.v1.DescribeResponse\x12:\n\x05Quote\x12\x17.placet.v1.QuoteRequest\x1a\x18.placet.v1.QuoteResponse\x12\x36\n\x03Run\x12\x15.placet.v1.RunRequest\x1a\x16.placet.v1.RunResponse0\x01\x12:\n\x05Proof\x12\x17.placet.v1.ProofRequest\x1a\x18.placet.v1.ProofResponse\x12=\n\x06\x41ttest\x12\x18.placet.v1.AttestRequest\x1a\x19.placet.v1.AttestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'placet.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SURFACE']._serialized_start=2166
-  _globals['_SURFACE']._serialized_end=2288
-  _globals['_MODE']._serialized_start=2290
-  _globals['_MODE']._serialized_end=2383
+  _globals['_SURFACE']._serialized_start=2200
+  _globals['_SURFACE']._serialized_end=2322
+  _globals['_MODE']._serialized_start=2324
+  _globals['_MODE']._serialized_end=2417
   _globals['_TENSOR']._serialized_start=40
   _globals['_TENSOR']._serialized_end=109
   _globals['_PAYMENTRATE']._serialized_start=111
@@ -42,35 +42,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTTERMS']._serialized_start=223
   _globals['_PAYMENTTERMS']._serialized_end=378
   _globals['_RUNREQUEST']._serialized_start=381
-  _globals['_RUNREQUEST']._serialized_end=752
-  _globals['_QUOTERESPONSE']._serialized_start=754
-  _globals['_QUOTERESPONSE']._serialized_end=837
-  _globals['_USAGE']._serialized_start=839
-  _globals['_USAGE']._serialized_end=910
-  _globals['_FAILURE']._serialized_start=912
-  _globals['_FAILURE']._serialized_end=1010
-  _globals['_RUNRESPONSE']._serialized_start=1012
-  _globals['_RUNRESPONSE']._serialized_end=1131
-  _globals['_FINISHED']._serialized_start=1134
-  _globals['_FINISHED']._serialized_end=1284
-  _globals['_LOADEDMODEL']._serialized_start=1287
-  _globals['_LOADEDMODEL']._serialized_end=1560
-  _globals['_INFERENCERECEIPT']._serialized_start=1562
-  _globals['_INFERENCERECEIPT']._serialized_end=1613
-  _globals['_DESCRIBEREQUEST']._serialized_start=1615
-  _globals['_DESCRIBEREQUEST']._serialized_end=1632
-  _globals['_DESCRIBERESPONSE']._serialized_start=1635
-  _globals['_DESCRIBERESPONSE']._serialized_end=1833
-  _globals['_QUOTEREQUEST']._serialized_start=1835
-  _globals['_QUOTEREQUEST']._serialized_end=1889
-  _globals['_PROOFREQUEST']._serialized_start=1891
-  _globals['_PROOFREQUEST']._serialized_end=1933
-  _globals['_PROOFRESPONSE']._serialized_start=1935
-  _globals['_PROOFRESPONSE']._serialized_end=1998
-  _globals['_ATTESTREQUEST']._serialized_start=2000
-  _globals['_ATTESTREQUEST']._serialized_end=2052
-  _globals['_ATTESTRESPONSE']._serialized_start=2054
-  _globals['_ATTESTRESPONSE']._serialized_end=2164
-  _globals['_INFERENCESERVICE']._serialized_start=2386
-  _globals['_INFERENCESERVICE']._serialized_end=2712
+  _globals['_RUNREQUEST']._serialized_end=768
+  _globals['_QUOTERESPONSE']._serialized_start=770
+  _globals['_QUOTERESPONSE']._serialized_end=853
+  _globals['_USAGE']._serialized_start=855
+  _globals['_USAGE']._serialized_end=926
+  _globals['_FAILURE']._serialized_start=928
+  _globals['_FAILURE']._serialized_end=1026
+  _globals['_RUNRESPONSE']._serialized_start=1028
+  _globals['_RUNRESPONSE']._serialized_end=1147
+  _globals['_FINISHED']._serialized_start=1150
+  _globals['_FINISHED']._serialized_end=1318
+  _globals['_LOADEDMODEL']._serialized_start=1321
+  _globals['_LOADEDMODEL']._serialized_end=1594
+  _globals['_INFERENCERECEIPT']._serialized_start=1596
+  _globals['_INFERENCERECEIPT']._serialized_end=1647
+  _globals['_DESCRIBEREQUEST']._serialized_start=1649
+  _globals['_DESCRIBEREQUEST']._serialized_end=1666
+  _globals['_DESCRIBERESPONSE']._serialized_start=1669
+  _globals['_DESCRIBERESPONSE']._serialized_end=1867
+  _globals['_QUOTEREQUEST']._serialized_start=1869
+  _globals['_QUOTEREQUEST']._serialized_end=1923
+  _globals['_PROOFREQUEST']._serialized_start=1925
+  _globals['_PROOFREQUEST']._serialized_end=1967
+  _globals['_PROOFRESPONSE']._serialized_start=1969
+  _globals['_PROOFRESPONSE']._serialized_end=2032
+  _globals['_ATTESTREQUEST']._serialized_start=2034
+  _globals['_ATTESTREQUEST']._serialized_end=2086
+  _globals['_ATTESTRESPONSE']._serialized_start=2088
+  _globals['_ATTESTRESPONSE']._serialized_end=2198
+  _globals['_INFERENCESERVICE']._serialized_start=2420
+  _globals['_INFERENCESERVICE']._serialized_end=2746
 # @@protoc_insertion_point(module_scope)

@@ -76,7 +76,7 @@ class PaymentTerms(_message.Message):
     def __init__(self, payer: _Optional[bytes] = ..., network: _Optional[str] = ..., asset: _Optional[bytes] = ..., payment_id: _Optional[str] = ..., amount: _Optional[str] = ..., max_amount: _Optional[str] = ..., rate: _Optional[_Union[PaymentRate, _Mapping]] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("receipt_id", "surface", "mode", "model_sha256", "model_name", "body", "tensors", "outputs", "client_nonce", "payment", "timeout_ms", "alone", "jurisdiction", "tenant", "without_receipt")
+    __slots__ = ("receipt_id", "surface", "mode", "model_sha256", "model_name", "body", "tensors", "outputs", "client_nonce", "payment", "timeout_ms", "alone", "jurisdiction", "tenant", "without_receipt", "sealed")
     RECEIPT_ID_FIELD_NUMBER: _ClassVar[int]
     SURFACE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class RunRequest(_message.Message):
     JURISDICTION_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
     receipt_id: bytes
     surface: Surface
     mode: Mode
@@ -107,7 +108,8 @@ class RunRequest(_message.Message):
     jurisdiction: str
     tenant: str
     without_receipt: bool
-    def __init__(self, receipt_id: _Optional[bytes] = ..., surface: _Optional[_Union[Surface, str]] = ..., mode: _Optional[_Union[Mode, str]] = ..., model_sha256: _Optional[bytes] = ..., model_name: _Optional[str] = ..., body: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., client_nonce: _Optional[bytes] = ..., payment: _Optional[_Union[PaymentTerms, _Mapping]] = ..., timeout_ms: _Optional[int] = ..., alone: bool = ..., jurisdiction: _Optional[str] = ..., tenant: _Optional[str] = ..., without_receipt: bool = ...) -> None: ...
+    sealed: bytes
+    def __init__(self, receipt_id: _Optional[bytes] = ..., surface: _Optional[_Union[Surface, str]] = ..., mode: _Optional[_Union[Mode, str]] = ..., model_sha256: _Optional[bytes] = ..., model_name: _Optional[str] = ..., body: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., client_nonce: _Optional[bytes] = ..., payment: _Optional[_Union[PaymentTerms, _Mapping]] = ..., timeout_ms: _Optional[int] = ..., alone: bool = ..., jurisdiction: _Optional[str] = ..., tenant: _Optional[str] = ..., without_receipt: bool = ..., sealed: _Optional[bytes] = ...) -> None: ...
 
 class QuoteResponse(_message.Message):
     __slots__ = ("prompt_tokens", "max_completion_tokens", "rows")
@@ -154,20 +156,22 @@ class RunResponse(_message.Message):
     def __init__(self, chunk: _Optional[bytes] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("body", "tensors", "usage", "receipt", "queued_us", "computed_us")
+    __slots__ = ("body", "tensors", "usage", "receipt", "queued_us", "computed_us", "evidence")
     BODY_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     QUEUED_US_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_US_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     body: bytes
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     usage: Usage
     receipt: bytes
     queued_us: int
     computed_us: int
-    def __init__(self, body: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[bytes] = ..., queued_us: _Optional[int] = ..., computed_us: _Optional[int] = ...) -> None: ...
+    evidence: bytes
+    def __init__(self, body: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[bytes] = ..., queued_us: _Optional[int] = ..., computed_us: _Optional[int] = ..., evidence: _Optional[bytes] = ...) -> None: ...
 
 class LoadedModel(_message.Message):
     __slots__ = ("model_sha256", "publisher", "name", "version", "state", "reason", "provider", "profile", "modes", "running", "waiting", "concurrency", "first_ms", "last_ms")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -13,20 +16,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from placet.core import models as documents
-from placet.core.errors import InvalidInput, NotFound, ProofFailed, TooLarge
+from placet.core.errors import InvalidInput, NotFound, ProofFailed, TooLarge, Unavailable
 from placet.core.gen import hub_pb2 as hub_pb
 from placet.core.gen import inference_pb2 as pb
 from placet.core.models import Reference, parse_reference
+from placet.core.receipts import Mode
 from placet.core.rpc_errors import from_rpc
 from placet.core.types import hash_from, hex0x
 from placet.gateway.http import bounded_body, reply
-from placet.gateway.inference.service import InferenceService
+from placet.gateway.inference.routing import wants_of
+from placet.gateway.inference.service import Call, InferenceService
 from placet.gateway.store import ApiKey
 
 MAX_DOCUMENT_BYTES = 512 << 10
 MAX_BLOB_BYTES = 8 << 30
 _CHUNK = 1 << 20
 _HEX32 = re.compile(r"(?:0x)?([0-9a-f]{64})\Z")
+_MAX_SEALED_BODY_BYTES = 12 << 20
+_SEALED = {"chat.completions": pb.SURFACE_CHAT, "completions": pb.SURFACE_COMPLETIONS, "embeddings": pb.SURFACE_EMBEDDINGS}
 _UPLOAD_S = 3600.0
 _CHECK_S = 300.0
 
@@ -51,6 +58,8 @@ class ModelsApi:
             Route(f"{model}/versions/{{version:int}}", guard(self.version), methods=["GET"]),
             Route("/api/v1/models/setups", guard(self.register_setup), methods=["POST"]),
             Route("/api/v1/proofs/{id}", guard(self.proof), methods=["GET"]),
+            Route("/api/v1/attestation", guard(self.attestation), methods=["GET"]),
+            Route("/api/v1/sealed", guard(self.sealed), methods=["POST"]),
             Route("/api/v1/nodes", guard(self.nodes), methods=["GET"]),
             Route("/api/v1/blobs/{sha256}", guard(self.upload), methods=["PUT"]),
             Route("/api/v1/blobs/{sha256}", guard(self.has), methods=["HEAD"]),
@@ -145,6 +154,48 @@ class ModelsApi:
         if found.state != "done":
             return reply({"state": found.state}, 202, {"retry-after": "2"})
         return Response(found.document, media_type="application/json")
+
+    async def attestation(self, request: Request, key: ApiKey) -> Response:
+        """Evidence of a replica in a TEE, over `nonce` (32 bytes) and `model`: for the key that signs receipts, and the one that prompts
+        are sealed to."""
+        resolved = await self._inference.resolve(parse_reference(request.query_params.get("model", "")))
+        nonce = hash_from(request.query_params.get("nonce", ""), field="nonce")
+        answer, key_id = await self._inference.attest(resolved, nonce)
+        return reply(
+            {
+                "evidence": orjson.loads(answer.evidence),
+                "receiptKey": hex0x(answer.receipt_key),
+                "keyId": hex0x(key_id),
+                "hpkeKey": hex0x(answer.hpke_key),
+                "modelSha256": hex0x(resolved.sha256),
+            }
+        )
+
+    async def sealed(self, request: Request, key: ApiKey) -> Response:
+        """A request that only the enclave reads. Seen here are the model, the surface, and how large it is."""
+        value = _object(await bounded_body(request, _MAX_SEALED_BODY_BYTES))
+        surface = _SEALED.get(_text(value, "surface"))
+        if surface is None:
+            raise InvalidInput(f"surface: one of {', '.join(_SEALED)}", field="surface")
+        if unknown := value.keys() - {"model", "surface", "sealed", "placet"}:
+            raise InvalidInput(f"{min(unknown)}: is not known", field=min(unknown))
+        try:
+            sealed = base64.b64decode(_text(value, "sealed"), validate=True)
+        except binascii.Error:
+            raise InvalidInput("sealed: base64 wanted", field="sealed") from None
+        wants = wants_of(value.get("placet"))
+        if wants.mode is not Mode.TEE or wants.key_id is None or wants.nonce is None:
+            raise InvalidInput("placet: mode tee, with the key and the nonce of an attestation, wanted", field="placet")
+        call = Call(surface, _text(value, "model"), b"", wants, False, key.id, sealed=sealed)
+        opened = await self._inference.open(call)
+        async with aclosing(opened.events) as events:  # type: ignore[type-var]
+            async for event in events:
+                if event.HasField("finished"):
+                    said = {"receipt": orjson.loads(event.finished.receipt), "routing": opened.routing()}
+                    return reply(
+                        {**orjson.loads(event.finished.body), "placet": said}, headers={"placet-receipt-id": hex0x(opened.receipt_id)}
+                    )
+        raise Unavailable("the answer ended before its end")
 
     async def nodes(self, request: Request, key: ApiKey) -> Response:
         """Replicas that answer now, and the keys that they sign receipts with, as they say themselves."""

@@ -158,6 +158,8 @@ class OpenAiApi:
 def _with_receipt(finished: pb.Finished, opened: Opened) -> dict[str, Any]:
     document: dict[str, Any] = orjson.loads(finished.body)
     document["placet"] = {"receipt": orjson.loads(finished.receipt), "routing": opened.routing()}
+    if finished.evidence:
+        document["placet"]["evidence"] = orjson.loads(finished.evidence)
     if opened.audit:
         document["placet"]["audit"] = [orjson.loads(receipt) for receipt in opened.audit]
     return document

@@ -29,6 +29,8 @@ class Wants:
     jurisdiction: str | None = None
     fallbacks: tuple[Reference, ...] = ()
     nonce: Hash32 | None = None
+    key_id: Hash32 | None = None
+    """The replica that signs with this key, and no other: a prompt is sealed to it."""
     auditors: int = 2
     """Mode audited: how many replicas run it."""
 
@@ -43,7 +45,7 @@ def wants_of(value: Any) -> Wants:
         return Wants()
     if not isinstance(value, dict):
         raise InvalidInput("placet: an object wanted", field="placet")
-    known = {"mode", "max_price", "max_latency_ms", "jurisdiction", "models", "nonce", "auditors"}
+    known = {"mode", "max_price", "max_latency_ms", "jurisdiction", "models", "nonce", "auditors", "key"}
     if unknown := value.keys() - known:
         raise InvalidInput(f"placet/{min(unknown)}: is not known; {', '.join(sorted(known))} are", field=f"placet/{min(unknown)}")
     try:
@@ -68,7 +70,11 @@ def wants_of(value: Any) -> Wants:
         raise InvalidInput(f"placet/auditors: an integer from 2 to {_MAX_AUDITORS} wanted", field="placet/auditors")
     if "auditors" in value and mode is not Mode.AUDITED:
         raise InvalidInput("placet/auditors: in mode audited only", field="placet/auditors")
+    key = value.get("key")
+    if key is not None and (not isinstance(key, str) or not re.fullmatch(r"0x[0-9a-f]{64}", key)):
+        raise InvalidInput("placet/key: a key id, 32 bytes in lower-case 0x hex, wanted", field="placet/key")
     return Wants(
+        key_id=None if key is None else Hash32(bytes.fromhex(key[2:])),
         auditors=auditors,
         mode=mode,
         max_price=None if price is None else int(price),
@@ -85,6 +91,10 @@ class Candidate(Protocol):
     @property
     def jurisdiction(self) -> str:
         """As declared; empty: none."""
+
+    @property
+    def key_id(self) -> bytes:
+        """Of the key that it signs receipts with."""
 
     @property
     def modes(self) -> frozenset[Mode]:
@@ -128,6 +138,10 @@ def choose(candidates: Sequence[Candidate], wants: Wants, *, stream: bool) -> li
         left = [(index, item) for index, item in left if item.jurisdiction == wants.jurisdiction]
         if not left:
             raise ModeUnavailable(f"no replica declares {wants.jurisdiction}", field="placet/jurisdiction")
+    if wants.key_id is not None:
+        left = [(index, item) for index, item in left if item.key_id == wants.key_id]
+        if not left:
+            raise Unavailable("the replica that signs with this key does not answer", field="placet/key")
     left = [(index, item) for index, item in left if wants.mode in item.modes]
     if not left:
         raise ModeUnavailable(f"no replica offers {wants.mode.value} for this model", field="placet/mode")

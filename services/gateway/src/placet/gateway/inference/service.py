@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import orjson
 
-from placet.core.errors import InvalidInput, NotFound, PaymentRequired, PlacetError, RateLimited, Unavailable
+from placet.core.errors import InvalidInput, NotFound, PaymentRequired, PlacetError, RateLimited, TeeUnavailable, Unavailable
 from placet.core.gen import hub_pb2 as hub_pb
 from placet.core.gen import inference_pb2 as pb
 from placet.core.models import Manifest, Prices, Reference, decode_manifest, parse_reference, prices_of
@@ -52,6 +52,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
+    key_id: bytes
     jurisdiction: str
     modes: frozenset[Mode]
     is_loaded: bool
@@ -99,6 +100,7 @@ class Call:
     outputs: Sequence[str] = ()
     without_receipt: bool = False
     timeout_ms: int = 0
+    sealed: bytes = b""
 
 
 class InferenceService:
@@ -123,6 +125,17 @@ class InferenceService:
             return await getattr(self.replicas.any().inference, method)(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
+
+    async def attest(self, resolved: Resolved, nonce: Hash32) -> tuple[pb.AttestResponse, bytes]:
+        """Evidence of a replica in a TEE, and its key's id. Raises TeeUnavailable, Unavailable."""
+        for replica in sorted(self.replicas.living(), key=lambda item: (resolved.sha256 not in item.models, item.sent)):
+            if replica.said is not None and pb.MODE_TEE in replica.said.modes:
+                try:
+                    asked = pb.AttestRequest(nonce=nonce, model_sha256=resolved.sha256)
+                    return await replica.inference.Attest(asked, timeout=60.0), replica.said.key_id
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc(error) from None
+        raise TeeUnavailable("no replica runs in a TEE", field="mode")
 
     async def resolve(self, reference: Reference) -> Resolved:
         """What a reference means (at most a second ago). Raises NotFound, Unavailable."""
@@ -219,6 +232,7 @@ class InferenceService:
             jurisdiction=call.wants.jurisdiction or "",
             tenant=call.tenant,
             without_receipt=call.without_receipt,
+            sealed=call.sealed,
         )
         events = _events(replica, request)
         try:
@@ -243,10 +257,14 @@ def _candidate(replica: Replica, resolved: Resolved) -> _Candidate:
         modes = {Mode.VANILLA, Mode.AUDITED}
         if resolved.manifest.zk_network_sha256 is not None and pb.MODE_ZKML in replica.said.modes:
             modes.add(Mode.ZKML)
-        return _Candidate(replica.said.jurisdiction, frozenset(modes), False, float(replica.sent), 0.0, 0.0)
+        if pb.MODE_TEE in replica.said.modes:
+            modes.add(Mode.TEE)
+        return _Candidate(replica.said.key_id, replica.said.jurisdiction, frozenset(modes), False, float(replica.sent), 0.0, 0.0)
     offered = frozenset(_MODE_OF[mode] for mode in loaded.modes if mode in _MODE_OF)
     busy = max(loaded.running + loaded.waiting, replica.sent) / max(1, loaded.concurrency)
-    return _Candidate(replica.said.jurisdiction, offered, loaded.state == "ready", busy, loaded.first_ms, loaded.last_ms)
+    return _Candidate(
+        replica.said.key_id, replica.said.jurisdiction, offered, loaded.state == "ready", busy, loaded.first_ms, loaded.last_ms
+    )
 
 
 async def _events(replica: Replica, request: pb.RunRequest) -> AsyncIterator[pb.RunResponse]:

@@ -177,6 +177,8 @@ class V2Api:
 def receipt_parameters(finished: pb.Finished, opened: Opened) -> dict[str, str]:
     """What is said of an answer, in this protocol's parameters."""
     said = {"placet_receipt": finished.receipt.decode(), "placet_routing": orjson.dumps(opened.routing()).decode()}
+    if finished.evidence:
+        said["placet_evidence"] = finished.evidence.decode()
     if opened.audit:
         said["placet_audit"] = f"[{','.join(receipt.decode() for receipt in opened.audit)}]"
     return said
