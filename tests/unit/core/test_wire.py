@@ -85,10 +85,28 @@ def decided(task: int) -> st.SearchStrategy[DecidedTask]:
     return st.builds(DecidedTask, task=st.just(task), leaf=LEAF, evidence_parts=parts, decision=st.binary(max_size=20))
 
 
-@given(BATCH, st.dictionaries(st.integers(0, 3), st.text(max_size=5)))
+ADDRESS_OF_ZEROS = Address(bytes(20))
+PAYER = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=limits.MAX_PAYER_BYTES)
+
+
+@given(BATCH, st.dictionaries(st.integers(0, 3), PAYER))
 def test_batches(batch: TaskBatch, relays: dict[int, str]) -> None:
     relays = {index: payer for index, payer in relays.items() if index < len(batch.tasks)}
     assert wire.decode_batch(wire.encode_batch(batch, relays)) == (batch, relays)
+
+
+@pytest.mark.parametrize("payer", ["", "m" * (limits.MAX_PAYER_BYTES + 1), "a\0b", "a b", "a\nb", "é"])
+def test_28_a_payer_that_no_column_or_log_line_should_hold_is_refused(payer: str) -> None:
+    task = Task(ADDRESS_OF_ZEROS, Intent(ADDRESS_OF_ZEROS, ADDRESS_OF_ZEROS, 0, b"", 1, "()", 0, 1), Hash32(bytes(32)))
+    batch = TaskBatch(1, ADDRESS_OF_ZEROS, Hash32(bytes(32)), 1, 1, 1, Hash32(bytes(32)), 0, (task,))
+    leaf = Leaf(Hash32(bytes(32)), ADDRESS_OF_ZEROS, Hash32(bytes(32)), Hash32(bytes(32)), 0, True, Hash32(bytes(32)), Hash32(bytes(32)), 1)
+    item = DecidedTask(0, leaf, (Hash32(bytes(32)),) * 6, b"")
+    certificate = Certificate(Hash32(bytes(32)), 1, 1, 1)
+    group = AttestationGroup(1, ADDRESS_OF_ZEROS, certificate, (item,), b"\1", bytes(96), (RelayedTask(0, task.intent, b"", payer),))
+    with pytest.raises(InvalidInput):
+        wire.decode_batch(wire.encode_batch(batch, {0: payer}))
+    with pytest.raises(InvalidInput):
+        wire.decode_attestation_group(wire.encode_attestation_group(group))
 
 
 @given(st.data())

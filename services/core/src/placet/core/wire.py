@@ -124,6 +124,18 @@ def check_task(task: Task, field: str = "task") -> None:
         _bounded(item.uri, limits.MAX_ATTACHMENT_URI_BYTES, f"{field}.attachments/{position}/uri")
 
 
+def payer_from(text: str, field: str) -> str:
+    """Who pays for a relay: a tenant's name, which settlement's database and logs must hold.
+
+    Raises:
+        InvalidInput: empty, longer than MAX_PAYER_BYTES, or anything but printable ASCII without spaces.
+    """
+    _bounded(text, limits.MAX_PAYER_BYTES, field)
+    if not text or not all("!" <= letter <= "~" for letter in text):
+        raise InvalidInput(f"{field}: 1 to {limits.MAX_PAYER_BYTES} printable ASCII characters, without spaces", field=field)
+    return text
+
+
 def task_to_pb(task: Task, relay_payer: str | None = None) -> pb.Task:
     """Domain to wire. `relay_payer` asks settlement to submit the result."""
     return pb.Task(
@@ -192,7 +204,11 @@ def decode_batch(payload: bytes) -> tuple[TaskBatch, dict[int, str]]:
         observe_for_ms=message.observe_for_ms,
         tasks=tuple(task_from_pb(task, f"batch.tasks/{index}") for index, task in enumerate(message.tasks)),
     )
-    relays = {index: task.relay.payer for index, task in enumerate(message.tasks) if task.HasField("relay")}
+    relays = {
+        index: payer_from(task.relay.payer, f"batch.tasks/{index}/relay.payer")
+        for index, task in enumerate(message.tasks)
+        if task.HasField("relay")
+    }
     return batch, relays
 
 
@@ -372,7 +388,8 @@ def decode_attestation_group(payload: bytes) -> AttestationGroup:
         message.certificate.timestamp,
     )
     relayed = tuple(
-        RelayedTask(r.task, intent_from_pb(r.intent, "relayed.intent"), r.intent_signature, r.relay.payer) for r in message.relayed
+        RelayedTask(r.task, intent_from_pb(r.intent, "relayed.intent"), r.intent_signature, payer_from(r.relay.payer, "relayed.payer"))
+        for r in message.relayed
     )
     return AttestationGroup(
         chain_id=message.chain_id,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from placet.core.errors import Unavailable, VerificationFailed
 from placet.core.evm import contracts
 from placet.core.evm.rpc import Block, RpcClient, RpcError, block_of, call_request
+from placet.core.evm.strangers import read_strangers
 from placet.core.keccak import keccak256
 from placet.core.types import Address, Hash32, OperatorSet, Ordering, Pins, hex0x
 
 _CACHED_SETS = 64
 _CACHED_BLOCKS = 256
+_PINS_DIGITS = 2 + 2 * 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class BlockState:
-    """What the contracts said at a block. A client that is none, or reverts, has no pins."""
+    """What the contracts said at a block. A client that is none, or reverts, has no pins; nor has one that is `unread`: no answer could be
+    had from it within its share of time and size, while the node answered others."""
 
     block: Block
     epoch: int
@@ -38,6 +41,7 @@ class BlockState:
     operators: OperatorSet
     pins: Mapping[Address, Pins]
     sequences: Mapping[tuple[Address, Address], int]
+    unread: frozenset[Address] = field(default=frozenset())
 
 
 class ChainReader:
@@ -70,25 +74,26 @@ class ChainReader:
         """
         block, epoch, min_epoch, operators = await self._base(block_hash)
         clients, pairs = list(dict.fromkeys(clients)), list(dict.fromkeys(sequences))
-        requests = [call_request(client, contracts.PLACET_PINS, block_hash=block_hash) for client in clients]
-        if ordering is not Ordering.FREE:
-            requests += [
-                call_request(self.deployment.validator, contracts.sequence_of_call(client, sender, ordering), block_hash=block_hash)
-                for client, sender in pairs
-            ]
-        answers = await self.rpc.batch_settled(requests)
         pins: dict[Address, Pins] = {}
-        for client, answer in zip(clients, answers[: len(clients)], strict=True):
-            if not isinstance(answer, RpcError):
+        answers = await read_strangers(self.rpc, clients, contracts.PLACET_PINS, block_hash)
+        for client, answer in zip(clients, answers, strict=True):
+            if isinstance(answer, str) and len(answer) <= _PINS_DIGITS:
                 try:
                     pins[client] = contracts.decode_pins(_must(answer))
                 except (VerificationFailed, ValueError):
                     continue
-        counters = {
-            pair: 0 if ordering is Ordering.FREE else contracts.decode_uint(_must(answer))
-            for pair, answer in zip(pairs, answers[len(clients) :] if ordering is not Ordering.FREE else pairs, strict=True)
-        }
-        return BlockState(block, epoch, min_epoch, operators, pins, counters)
+        unread = frozenset(client for client, answer in zip(clients, answers, strict=True) if answer is None)
+        counters = dict.fromkeys(pairs, 0) if ordering is Ordering.FREE else await self._counters(pairs, ordering, block_hash)
+        return BlockState(block, epoch, min_epoch, operators, pins, counters, unread)
+
+    async def _counters(
+        self, pairs: Sequence[tuple[Address, Address]], ordering: Ordering, block_hash: Hash32
+    ) -> dict[tuple[Address, Address], int]:
+        """Counters of (client, sender) pairs; the validator's own, so they are read together."""
+        validator = self.deployment.validator
+        calls = [contracts.sequence_of_call(client, sender, ordering) for client, sender in pairs]
+        answers = await self.rpc.batch_settled([call_request(validator, call, block_hash=block_hash) for call in calls])
+        return {pair: contracts.decode_uint(_must(answer)) for pair, answer in zip(pairs, answers, strict=True)}
 
     async def _base(self, block_hash: Hash32) -> tuple[Block, int, int, OperatorSet]:
         """What does not depend on clients, kept by the block's hash: it can never change."""
@@ -129,8 +134,15 @@ class ChainReader:
 
 
 def _must(answer: object) -> bytes:
-    """An eth_call's bytes; what the registry itself must answer."""
+    """An eth_call's bytes; what the registry itself must answer.
+
+    Raises:
+        VerificationFailed: the contract reverted, or its answer is no data.
+        Unavailable: the node speaks of itself (behind, overloaded): another time it may answer.
+    """
     if isinstance(answer, RpcError):
+        if not answer.is_of_the_call:
+            raise Unavailable(f"the node cannot say: {answer.message}")
         raise VerificationFailed(f"a contract of the deployment reverts: {answer.message}", field="chain")
     if not isinstance(answer, str):
         raise VerificationFailed("the node answered an eth_call without data", field="chain")

@@ -23,6 +23,28 @@ from placet.core.types import Address, Hash32, hex0x
 MAX_RESPONSE_BYTES = 8 << 20
 DEFAULT_TIMEOUT_S = 5.0
 _COOL_DOWN_S = 3.0
+_EVM_WORDS = (
+    "revert",
+    "invalid opcode",
+    "bad instruction",
+    "invalid jump",
+    "bad jump",
+    "out of gas",
+    "gas required exceeds",
+    "outofgas",
+    "stack underflow",
+    "stack overflow",
+    "stack limit",
+    "stackunderflow",
+    "stackoverflow",
+    "write protection",
+    "statechangeduringstaticcall",
+    "evm error",
+)
+
+
+class AnswerTooLarge(Unavailable):
+    """The node's answer is larger than is read. It is as large at every URL; asking for less at once helps."""
 
 
 class RpcError(Exception):
@@ -44,6 +66,12 @@ class RpcError(Exception):
             except ValueError:
                 return None
         return None
+
+    @property
+    def is_of_the_call(self) -> bool:
+        """Whether it is the EVM's word on the call, rather than the node's on itself or on the account (behind, overloaded, no funds)."""
+        text = self.message.lower()
+        return self.revert_data is not None or any(words in text for words in _EVM_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +139,7 @@ class RpcClient:
             while len(content) <= MAX_RESPONSE_BYTES and not answer.content.at_eof():
                 content += await answer.content.read(MAX_RESPONSE_BYTES + 1 - len(content))
             if len(content) > MAX_RESPONSE_BYTES:
-                raise aiohttp.ClientPayloadError(f"answer larger than {MAX_RESPONSE_BYTES} bytes")
+                raise AnswerTooLarge(f"{_address_of(url)}: an answer larger than {MAX_RESPONSE_BYTES} bytes")
             if answer.status >= 500 or answer.status == 429:
                 raise aiohttp.ClientPayloadError(f"HTTP {answer.status}")
             return orjson.loads(content)
@@ -137,7 +165,7 @@ class RpcClient:
         """As `batch`, with a node's errors returned in place of results.
 
         Raises:
-            Unavailable: no URL answered.
+            Unavailable: no URL answered; AnswerTooLarge when all results together are more than is read.
         """
         if not requests:
             return []
@@ -206,14 +234,16 @@ class RpcClient:
 
 
 def call_request(
-    to: Address, data: bytes, *, block_hash: Hash32 | None = None, sender: Address | None = None, value: int = 0
+    to: Address, data: bytes, *, block_hash: Hash32 | None = None, sender: Address | None = None, value: int = 0, gas: int | None = None
 ) -> tuple[str, list[Any]]:
-    """An eth_call as a request for `batch`."""
+    """An eth_call as a request for `batch`. Without `gas` it may use what the node allows: contracts of strangers get a bound."""
     transaction: dict[str, Any] = {"to": hex0x(to), "data": hex0x(data)}
     if sender is not None:
         transaction["from"] = hex0x(sender)
     if value:
         transaction["value"] = hex(value)
+    if gas is not None:
+        transaction["gas"] = hex(gas)
     block: Any = "latest" if block_hash is None else {"blockHash": hex0x(block_hash)}
     return "eth_call", [transaction, block]
 
