@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from placet.core import bls
+from placet.core.decided import check_form
 from placet.core.digests import (
     EVIDENCE_PARTS,
     certificate_digest,
@@ -52,15 +53,19 @@ def verify_attestation(
     intent: Intent | None = None,
     evidence: Mapping[str, bytes] | None = None,
     salt: Hash32 | None = None,
+    min_epoch: int | None = None,
 ) -> Report:
     """Verify one attestation.
 
     1 chain and validator are the expected ones; 2 the operator set is that of the certificate's epoch; 3 the leaf stands at its index under
     the certified root; 4 the signer bitmap is well formed and not empty; 5 the signers' stake meets the quorum; 6 the aggregate signature
     over the certificate verifies under the signers' keys; 7 the leaf has not expired; 8 the certificate is not from the future and not too
-    old; 9 (with `intent`) the intent is the attested one; 10 (with `evidence`) each shown part is what the leaf commits to.
+    old; 9 (with `intent`) the intent is the attested one; 10 (with `evidence`) each shown part is what the leaf commits to; 11 (with
+    `min_epoch`) the certificate's epoch is not revoked.
 
-    `operators` is the trust root: who they are must come from the registry at a block the caller trusts. `now` in unix seconds.
+    `operators` is the trust root: who they are must come from the registry at a block the caller trusts. So must `min_epoch`, which is
+    `minEpoch()` there (`ChainReader.at(block).min_epoch`): an ejection raises it, and certificates of older epochs are worthless from that
+    block on, whoever signs them. `now` in unix seconds.
     """
     checks: list[Check] = []
 
@@ -104,6 +109,11 @@ def verify_attestation(
     fresh = certificate.timestamp <= now + 60 and (max_certificate_age_s is None or now - certificate.timestamp <= max_certificate_age_s)
     check(8, "certificate time", fresh, f"certified at {certificate.timestamp}, now {now}")
     not_checked = ["that nobody executed it already (nonce)", "that the client still follows this policy and the counter still stands"]
+    if min_epoch is None:
+        not_checked.append("that the epoch is not revoked (the registry's minEpoch), nor superseded longer than the client's grace")
+    else:
+        check(11, "epoch not revoked", certificate.epoch >= min_epoch, f"epoch {certificate.epoch}; all below {min_epoch} are revoked")
+        not_checked.append("that the epoch is not superseded longer than the client's grace")
     if intent is not None:
         check(9, "intent", intent_hash(intent, leaf.policy_client) == leaf.intent_hash, "the intent is not the attested one")
     else:
@@ -143,7 +153,8 @@ def verify_group(
 
     For services that read the attestations topic: one pairing for the group, whatever its size. With `salts`, those of the batch's tasks by
     their numbers, each decision shown is also what its leaf commits to; without, nothing vouches for `decided.decision`, and for reasons
-    least of all: who shows them to anybody must give the salts.
+    least of all: who shows them to anybody must give the salts. What a client's own few operators certify may still be of any form, so the
+    form is checked here, for all who read groups (`check_form`).
 
     Raises:
         VerificationFailed: naming what does not hold.
@@ -152,6 +163,8 @@ def verify_group(
         raise VerificationFailed("the group is for another chain or validator", field="validator")
     if operators.epoch != group.certificate.epoch:
         raise VerificationFailed("the group is of another epoch", field="epoch")
+    for decided in group.decided:
+        check_form(decided, group.certificate)
     leaves = [leaf_hash(leaf_struct_hash(decided.leaf)) for decided in group.decided]
     root, proofs = root_and_proofs(leaves)
     if root != group.certificate.root or len(leaves) != group.certificate.count:
