@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,39 +17,26 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from placet.core.bus.tracing import restore
+from placet.core.db import DATABASE_ERRORS
+from placet.core.errors import PlacetError, Unavailable
 from placet.core.evm.reverts import name_of_revert
 from placet.core.evm.rpc import Block, RpcClient, RpcError, call_request
 from placet.core.telemetry import metrics, names
 from placet.core.telemetry.scope import tracer
 from placet.core.types import Address, hex0x
 from placet.settlement.signer import TransactionSigner
-from placet.settlement.store import DAY_S, Attempt, Job, Lease, Store, attempts_of
+from placet.settlement.store import DAY_S, Attempt, Job, Lease, LeaseLost, Store, attempts_of, cannot_be_held
 
 log = logging.getLogger(__name__)
 
 _JOBS = metrics.counter("placet_settlement_jobs_total", "Jobs that ended, by state.", ["state"])
+_FAILED = metrics.counter("placet_settlement_failed_steps_total", "Jobs and account nonces passed over in a round.", ["chain"])
 _GAS = metrics.counter("placet_settlement_gas_total", "Gas used.", ["chain"])
 _GWEI = 10**9
 _BUMP_PERCENT = 125  # nodes want at least 10 % more of a replacement
 _PLAIN_GAS = 21_000
-_EVM_WORDS = (
-    "revert",
-    "invalid opcode",
-    "bad instruction",
-    "invalid jump",
-    "bad jump",
-    "out of gas",
-    "gas required exceeds",
-    "outofgas",
-    "stack underflow",
-    "stack overflow",
-    "stack limit",
-    "stackunderflow",
-    "stackoverflow",
-    "write protection",
-    "statechangeduringstaticcall",
-    "evm error",
-)
+_ROUND_S = 5.0
+"""No job is begun later than this in a round: what is in flight is looked after in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +78,44 @@ class Sender:
         return self._signer.address
 
     async def step(self, lease: Lease) -> None:
-        """One round. Raises LeaseLost when another leads by now, Unavailable when no node answers."""
+        """One round. What goes wrong with one job or account nonce is its own: it is put off, and the others have their turn.
+
+        Raises:
+            LeaseLost: another leads by now.
+            Unavailable: no node answers; then nothing is put off, for it is no job's fault.
+        """
         head = await self._rpc.block("latest")
         await self._restore_what_was_taken_back(lease)
         open_attempts = await self._store.open_attempts(lease)
         for nonce in sorted(open_attempts):
-            await self._look_after(lease, head, nonce, open_attempts[nonce])
+            await self._apart(f"nonce {nonce}", self._look_after(lease, head, nonce, open_attempts[nonce]))
         room = self._rules.max_in_flight - len(open_attempts)
-        if room > 0:
-            for job in await self._store.queued(self._chain_id, room, self._clock()):
-                await self._begin(lease, head, job)
+        began = time.monotonic()
+        for job in await self._store.queued(self._chain_id, room, self._clock()) if room > 0 else ():
+            if time.monotonic() > began + _ROUND_S:
+                return
+            if not await self._apart(f"job {hex0x(job.reference)}", self._begin(lease, head, job)):
+                await self._put_off(lease, job)
+
+    async def _apart(self, what: str, work: Awaitable[None]) -> bool:
+        """Do one thing of many; False when it failed, and node and database are well. Raises LeaseLost, or what they raise."""
+        try:
+            await work
+        except LeaseLost:
+            raise
+        except Exception as error:
+            if isinstance(error, DATABASE_ERRORS) and not cannot_be_held(error):
+                raise  # the database is away: nothing could be written down of the others either
+            known = isinstance(error, (PlacetError, RpcError, *DATABASE_ERRORS))
+            log.warning("%s: %s", what, error, exc_info=None if known else error)
+            _FAILED.labels(str(self._chain_id)).inc()
+            await self._rpc.block("latest")
+            return False
+        return True
+
+    async def _put_off(self, lease: Lease, job: Job) -> None:
+        until = await self._store.put_off(lease, self._clock(), job)
+        log.info("job %s waits %.0f s", hex0x(job.reference), until - self._clock())
 
     async def _restore_what_was_taken_back(self, lease: Lease) -> None:
         """A reorganisation deeper than the confirmations takes back what was final. The same bytes go again; nothing after them would be
@@ -135,23 +150,25 @@ class Sender:
         return None
 
     async def _refuse(self, lease: Lease, job: Job, error: str) -> None:
-        await self._store.set_state(lease, self._clock(), job.reference, "refused", error=error[:250])
+        await self._store.set_state(lease, self._clock(), job.reference, "refused", error=error)
         _JOBS.labels("refused").inc()
         log.info("job %s refused: %s", hex0x(job.reference), error)
 
     async def _gas_for(self, lease: Lease, job: Job) -> int | None:
-        """Dry run and estimate. None: the job was refused because it would revert or needs too much gas, or the node cannot say now."""
-        call = call_request(job.target, job.calldata, sender=self.address, value=job.value)
+        """Dry run and estimate. None: the job was refused because it would revert or needs too much gas, or the node cannot say now.
+
+        The run has the gas that the job may have, so a contract that goes on for ever ends soon. Raises Unavailable: no answer.
+        """
+        call = call_request(job.target, job.calldata, sender=self.address, value=job.value, gas=self._rules.gas_ceiling)
         estimate = ("eth_estimateGas", call[1][:1])
         for answer in await self._rpc.batch_settled([call, estimate]):
             if isinstance(answer, RpcError):
-                if answer.revert_data is None and not _says_something_of_the_call(answer):
+                if not answer.is_of_the_call:
                     # Short of funds, overloaded, behind: the job waits as long as it is valid, and lets others pass.
-                    until = await self._store.put_off(lease, self._clock(), job)
-                    log.warning("job %s waits %.0f s: %s", hex0x(job.reference), until - self._clock(), answer.message)
+                    log.warning("job %s: the node cannot say: %s", hex0x(job.reference), answer.message)
+                    await self._put_off(lease, job)
                     return None
-                reason = name_of_revert(answer.revert_data or b"") or answer.message
-                await self._refuse(lease, job, f"would revert: {reason}")
+                await self._refuse(lease, job, f"would revert: {self._reason(answer)}")
                 return None
             last = answer
         gas = int(last, 16) * 6 // 5
@@ -159,6 +176,13 @@ class Sender:
             await self._refuse(lease, job, f"needs {gas} gas, the ceiling is {self._rules.gas_ceiling}")
             return None
         return gas
+
+    def _reason(self, error: RpcError) -> str:
+        """Why a dry run failed: the contract's named error, or the EVM's word."""
+        named = name_of_revert(error.revert_data or b"")
+        if named is None and "gas" in error.message.lower():
+            return f"{error.message}; the ceiling is {self._rules.gas_ceiling}"
+        return named or error.message
 
     def _sign(self, job: Job, nonce: int, number: int, gas: int, max_fee: int, kind: str = "send") -> Attempt:
         transaction = {
@@ -221,23 +245,29 @@ class Sender:
             if head.number - number + 1 < self._rules.confirmations:
                 await self._store.set_state(lease, self._clock(), reference, "mined", **changes)
                 return
-            await self._close(lease, attempt, receipt, changes)
+            await self._close(lease, head, attempts, attempt, receipt, changes)
             return
         await self._not_mined(lease, head, nonce, attempts)
 
-    async def _close(self, lease: Lease, attempt: Attempt, receipt: dict[str, Any], changes: dict[str, Any]) -> None:
+    async def _close(
+        self, lease: Lease, head: Block, attempts: list[Attempt], attempt: Attempt, receipt: dict[str, Any], changes: dict[str, Any]
+    ) -> None:
+        """`attempt` of `attempts`, all at one account nonce, is mined deep enough: its job ends, or gets another nonce."""
         now = self._clock()
-        _GAS.labels(str(self._chain_id)).inc(changes["gas_used"])
         if attempt.kind == "cancel":
             # Nothing of the job can be mined any more. What is still wanted gets a new nonce.
             job = await self._store.job(attempt.reference)
             wanted = job is not None and job.valid_until > now
+            if wanted and not await self._is_used_up(head, attempts):
+                return
             await self._give_up(lease, attempt, "expired, and cancelled before it was mined", gas_used=changes["gas_used"], wanted=wanted)
+            _GAS.labels(str(self._chain_id)).inc(changes["gas_used"])
             return
         ok = int(receipt["status"], 16) == 1
         error = "" if ok else await self._revert_reason(attempt, receipt)
         state = "confirmed" if ok else "reverted"
-        await self._store.close_nonce(lease, now, attempt.nonce, attempt.reference, state, error=error[:250], **changes)
+        await self._store.close_nonce(lease, now, attempt.nonce, attempt.reference, state, error=error, **changes)
+        _GAS.labels(str(self._chain_id)).inc(changes["gas_used"])
         _JOBS.labels(state).inc()
         log.info("job %s %s in block %s", hex0x(attempt.reference), state, changes["block_number"])
 
@@ -252,14 +282,17 @@ class Sender:
         log.info("job %s: nonce %d is used up; %s", hex0x(attempt.reference), attempt.nonce, error or "it gets another")
 
     async def _revert_reason(self, attempt: Attempt, receipt: dict[str, Any]) -> str:
+        """Why a mined transaction reverted, as far as running it again shows. The job is over whether or not that can be had."""
         job = await self._store.job(attempt.reference)
         if job is None:
             return "reverted"
-        method, params = call_request(job.target, job.calldata, sender=self.address, value=job.value)
+        call = call_request(job.target, job.calldata, sender=self.address, value=job.value, gas=self._rules.gas_ceiling)
         try:
-            await self._rpc.call(method, [params[0], receipt["blockNumber"]])
+            await self._rpc.call(call[0], [call[1][0], receipt["blockNumber"]])
         except RpcError as error:
-            return name_of_revert(error.revert_data or b"") or error.message
+            return self._reason(error)
+        except Unavailable:
+            return "reverted; the reason could not be read"
         return "reverted"
 
     async def _not_mined(self, lease: Lease, head: Block, nonce: int, attempts: list[Attempt]) -> None:
@@ -272,7 +305,7 @@ class Sender:
             await self._store.set_state(lease, now, job.reference, "sent")
             await self._broadcast(newest, job)
             return
-        if now - newest.created_at > self._rules.bump_after_s and await self._is_used_up(head, nonce):
+        if now - newest.created_at > self._rules.bump_after_s and await self._is_used_up(head, attempts):
             wanted = job.valid_until > max(now, head.timestamp)
             await self._give_up(lease, newest, "its account nonce was used by a transaction that is not ours", wanted=wanted)
             return
@@ -289,21 +322,25 @@ class Sender:
         elif await self._chain_nonce() <= nonce:
             await self._broadcast(newest, job)  # the node may have forgotten it
 
-    async def _is_used_up(self, head: Block, nonce: int) -> bool:
-        """Whether an account nonce none of whose attempts was mined is final all the same: somebody else has this key."""
-        return await self._chain_nonce(hex(max(0, head.number + 1 - self._rules.confirmations))) > nonce
+    async def _is_used_up(self, head: Block, attempts: list[Attempt]) -> bool:
+        """Whether an account nonce is final and none of its transactions that execute the job is mined: somebody else has this key, or a
+        cancellation was first.
+
+        One request, so that one node says both: behind an address with several nodes, one may know that the nonce is used and another not
+        yet of the receipt, and the job would be queued again though it was executed.
+        """
+        final = hex(max(0, head.number + 1 - self._rules.confirmations))
+        sent = attempts_of(attempts, "send")
+        requests: list[tuple[str, list[Any]]] = [("eth_getTransactionCount", [hex0x(self.address), final])]
+        requests += [("eth_getTransactionReceipt", [hex0x(attempt.hash)]) for attempt in sent]
+        count, *receipts = await self._rpc.batch(requests)
+        return int(count, 16) > attempts[0].nonce and not any(receipts)
 
     async def _replace(self, lease: Lease, job: Job, newest: Attempt, *, kind: str, gas: int) -> None:
         fee = min(self._rules.max_fee, newest.max_fee * _BUMP_PERCENT // 100 + 1)
         attempt = self._sign(job, newest.nonce, newest.number + 1, gas, fee, kind)
         await self._store.add_attempt(lease, self._clock(), attempt, gas)
         await self._broadcast(attempt, job)
-
-
-def _says_something_of_the_call(error: RpcError) -> bool:
-    """Whether an error without revert data is the EVM's word on the call, rather than the node's on itself or on the account."""
-    text = error.message.lower()
-    return any(words in text for words in _EVM_WORDS)
 
 
 def replace_job(job: Job) -> Job:

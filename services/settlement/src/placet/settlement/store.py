@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 import sqlalchemy as sa
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from placet.core.db import insert_new
@@ -74,7 +76,25 @@ _ATTEMPT = sa.Table(
 FINAL = ("confirmed", "reverted", "refused")
 DAY_S = 86_400.0
 _IN_FLIGHT = ("sent", "mined")
+_OF_THE_VALUES = ("22", "23")  # SQLSTATE classes: data exception, integrity constraint violation
 _PUT_OFF_S, _PUT_OFF_AT_MOST_S = 1.0, 300.0
+
+
+def storable(text: str) -> str:
+    """A text from outside as every database takes it: without control characters and lone surrogates, at most 250 characters."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:250])
+
+
+def cannot_be_held(error: BaseException | None) -> bool:
+    """Whether a database refuses the very values (too long, out of range, not a text of its own), rather than being away."""
+    while error is not None:
+        state = getattr(error, "sqlstate", None)
+        if isinstance(error, OverflowError | asyncpg.DataError | DataError | IntegrityError):
+            return True
+        if isinstance(state, str) and state[:2] in _OF_THE_VALUES:
+            return True
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
 
 
 class LeaseLost(Exception):
@@ -182,7 +202,7 @@ class Store:
     async def add_job(self, job: Job) -> bool:
         """Record a job; False when its reference is known (a redelivery)."""
         values = {name: getattr(job, name) for name in Job.__slots__}
-        values["value"] = str(job.value)
+        values |= {"value": str(job.value), "error": storable(job.error)}
         async with self._engine.begin() as connection:
             result = await connection.execute(insert_new(_JOB, connection.dialect).values(**values))
             return bool(result.rowcount == 1)
@@ -233,7 +253,7 @@ class Store:
         async with self._engine.begin() as connection:
             await self._fence(connection, lease, now)
             update = sa.update(_JOB).where(_JOB.c.reference == reference, _JOB.c.state.not_in(FINAL))
-            await connection.execute(update.values(state=state, **changes))
+            await connection.execute(update.values(state=state, **_storable(changes)))
 
     async def gas_of_payer(self, payer: str, since: float) -> int:
         """Gas that a payer's jobs used since a time, or may still use: what is in flight counts with its limit."""
@@ -333,7 +353,11 @@ class Store:
                 .values(final=True)
             )
             update = sa.update(_JOB).where(_JOB.c.reference == reference, _JOB.c.state.not_in(FINAL))
-            await connection.execute(update.values(state="queued" if requeue else state, **changes))
+            await connection.execute(update.values(state="queued" if requeue else state, **_storable(changes)))
+
+
+def _storable(changes: dict[str, Any]) -> dict[str, Any]:
+    return changes | {"error": storable(changes["error"])} if "error" in changes else changes
 
 
 def _job(row: Any) -> Job:
