@@ -57,36 +57,6 @@ async def test_21_contract_accounts_that_burn_gas_fail_no_other_task(tmp_path: P
         assert 0 in answered, "nothing is said of Alice's task for as long as all the others' contracts take"
 
 
-async def test_21_clients_whose_pins_burn_gas_fail_no_other_task() -> None:
-    """`placetPins()` of all clients of a batch is one request with one time limit (5 s), and no bound on gas: a few contracts that follow
-    Alice's policy and burn what the node allows, and nobody can read the state of her batch. Ten times faster here."""
-    mean = {hex0x(Address(bytes([number]) * 20)) for number in range(1, 11)}
-    pins = contracts.abi.encode(["bytes32", "uint8", "uint16", "uint32", "uint32"], [rig.POLICY_ID, 0, 6667, 60, 600])
-
-    async def node(request: web.Request) -> web.Response:
-        out = []
-        for call in orjson.loads(await request.read()):
-            transaction = call["params"][0]
-            if transaction["to"] in mean:
-                gas = min(50_000_000, int(transaction.get("gas", "0x2faf080"), 16))
-                await asyncio.sleep(0.1 * gas / 50_000_000)
-            out.append({"jsonrpc": "2.0", "id": call["id"], "result": hex0x(pins)})
-        return web.Response(body=orjson.dumps(out), content_type="application/json")
-
-    app = web.Application()
-    app.router.add_post("/", node)
-    async with TestServer(app) as server:
-        rpc = RpcClient([str(server.make_url("/"))], timeout_s=0.5)
-        reader = ChainReader(rpc, Deployment(rig.CHAIN, rig.VALIDATOR, ZERO_ADDRESS, ZERO_ADDRESS, 0))
-        reader._bases[rig.BLOCK.hash] = (rig.BLOCK, 1, 0, rig.operator_set(rig.identities()))
-        try:
-            clients = [rig.CLIENT, *(Address(bytes.fromhex(text[2:])) for text in mean)]
-            state = await reader.at(rig.BLOCK.hash, clients=clients)
-            assert state.pins[rig.CLIENT].policy_id == rig.POLICY_ID
-        finally:
-            await rpc.close()
-
-
 # --- evidence
 
 

@@ -18,44 +18,6 @@ from placet.core.types import ZERO_ADDRESS, Address, hex0x
 from tests.audit import rig
 from tests.audit.test_operators import operator
 
-_PINS = rig.POLICY_ID + b"".join(n.to_bytes(32, "big") for n in (0, 6667, 60, 600))
-
-
-async def test_14_a_strangers_client_that_answers_much_takes_nobodys_pins() -> None:
-    """`placetPins()` of all clients of a batch is one request, whose answer is read up to 8 MiB. A contract may return 4 MiB (33 million gas,
-    which a node's eth_call gives), from a block of its choice on: so it passes the gateway's check, and then the gateway's queue, the
-    aggregator, and every operator cannot read the state of anybody in the batch."""
-
-    async def node(request: web.Request) -> web.Response:
-        calls = orjson.loads(await request.read())
-        answers = []
-        for call in calls if isinstance(calls, list) else [calls]:
-            hostile = call["params"][0]["to"] == hex0x(rig.OTHER_CLIENT)
-            if hostile and int(call["params"][0].get("gas", hex(50_000_000)), 16) < 30_000_000:
-                answers.append({"jsonrpc": "2.0", "id": call["id"], "error": {"code": -32000, "message": "out of gas"}})
-                continue
-            answers.append({"jsonrpc": "2.0", "id": call["id"], "result": hex0x(bytes(4 << 20) if hostile else _PINS)})
-        return web.Response(body=orjson.dumps(answers if isinstance(calls, list) else answers[0]))
-
-    application = web.Application()
-    application.router.add_post("/", node)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    rpc = RpcClient([f"http://127.0.0.1:{port}"])
-    reader = ChainReader(rpc, Deployment(rig.CHAIN, rig.VALIDATOR, ZERO_ADDRESS, ZERO_ADDRESS, 0))
-    reader._bases[rig.BLOCK.hash] = (rig.BLOCK, 1, 0, rig.operator_set(rig.identities()))
-    try:
-        state = await reader.at(rig.BLOCK.hash, clients=[rig.CLIENT, rig.OTHER_CLIENT])
-        assert set(state.pins) == {rig.CLIENT}
-    except Unavailable as error:
-        pytest.fail(f"nobody's pins could be read: {error}")
-    finally:
-        await rpc.close()
-        await runner.cleanup()
-
 
 async def test_21_contract_wallets_are_asked_together_and_spoil_no_others_task(tmp_path: Path) -> None:
     """An intent's sender may be a contract, whose `isValidSignature` may use all the gas a node gives it (half a second) and then say yes.
