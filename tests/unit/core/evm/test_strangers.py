@@ -10,7 +10,7 @@ import pytest
 from placet.core import limits
 from placet.core.errors import Unavailable
 from placet.core.evm import strangers
-from placet.core.evm.rpc import AnswerTooLarge, RpcClient, RpcError
+from placet.core.evm.rpc import RpcClient, RpcError
 from placet.core.types import Address, Hash32, hex0x
 
 BLOCK = Hash32(b"\x0b" * 32)
@@ -64,8 +64,10 @@ async def test_all_are_read_a_few_a_request_and_a_few_requests_at_once() -> None
     assert node.most <= 4
 
 
-async def test_21_those_that_spoil_their_request_are_unread_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(at_0=AnswerTooLarge("large"), at_13=Unavailable("TimeoutError"), at_14="0x", at_29=RpcError(3, "execution reverted"))
+async def test_21_those_that_spoil_their_request_are_unread_and_nobody_else() -> None:
+    node = Node(
+        at_0=Unavailable("ClientPayloadError"), at_13=Unavailable("TimeoutError"), at_14="0x", at_29=RpcError(3, "execution reverted")
+    )
     found = await read(node)
     assert [at for at, answer in enumerate(found) if answer is None] == [0, 13]
     assert isinstance(found[29], RpcError)
@@ -75,7 +77,7 @@ async def test_21_those_that_spoil_their_request_are_unread_and_nobody_else(monk
 
 async def test_21_a_call_that_hangs_alone_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strangers, "_ALONE_WITHIN_S", 0.01)
-    node = Node(at_3=AnswerTooLarge("large"), at_4="hangs")
+    node = Node(at_3=Unavailable("ClientPayloadError"), at_4="hangs")
     found = await read(node)
     assert [at for at, answer in enumerate(found) if answer is None] == [3, 4]
 

@@ -43,10 +43,6 @@ _EVM_WORDS = (
 )
 
 
-class AnswerTooLarge(Unavailable):
-    """The node's answer is larger than is read. It is as large at every URL; asking for less at once helps."""
-
-
 class RpcError(Exception):
     """The node answered with an error: it will answer so again. `data` holds revert data, when there is any."""
 
@@ -139,7 +135,7 @@ class RpcClient:
             while len(content) <= MAX_RESPONSE_BYTES and not answer.content.at_eof():
                 content += await answer.content.read(MAX_RESPONSE_BYTES + 1 - len(content))
             if len(content) > MAX_RESPONSE_BYTES:
-                raise AnswerTooLarge(f"{_address_of(url)}: an answer larger than {MAX_RESPONSE_BYTES} bytes")
+                raise aiohttp.ClientPayloadError(f"answer larger than {MAX_RESPONSE_BYTES} bytes")
             if answer.status >= 500 or answer.status == 429:
                 raise aiohttp.ClientPayloadError(f"HTTP {answer.status}")
             return orjson.loads(content)
@@ -165,7 +161,7 @@ class RpcClient:
         """As `batch`, with a node's errors returned in place of results.
 
         Raises:
-            Unavailable: no URL answered; AnswerTooLarge when all results together are more than is read.
+            Unavailable: no URL answered, or the results together are more than MAX_RESPONSE_BYTES.
         """
         if not requests:
             return []

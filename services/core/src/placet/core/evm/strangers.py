@@ -15,7 +15,7 @@ from typing import Any
 
 from placet.core import limits
 from placet.core.errors import Unavailable
-from placet.core.evm.rpc import AnswerTooLarge, RpcClient, RpcError, call_request
+from placet.core.evm.rpc import RpcClient, RpcError, call_request
 from placet.core.types import Address, Hash32
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,7 @@ async def _alone(rpc: RpcClient, request: tuple[str, list[Any]]) -> str | RpcErr
         async with asyncio.timeout(_ALONE_WITHIN_S):
             (answer,) = await rpc.batch_settled([request])
     except (Unavailable, TimeoutError) as error:
-        why = "its answer is too large" if isinstance(error, AnswerTooLarge) else "no answer in time"
-        log.warning("contract %s cannot be read: %s", request[1][0]["to"], why)
+        log.warning("contract %s cannot be read: %s", request[1][0]["to"], str(error) or "no answer in time")
         return None
     found: str | RpcError = answer
     return found
