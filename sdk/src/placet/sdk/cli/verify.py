@@ -47,6 +47,7 @@ def _operator_set(deployments: Path, epoch: int) -> Any:
 @click.option(
     "--quorum-bps", type=click.IntRange(1, 10_000), default=DEFAULT_QUORUM_BPS, show_default=True, help="What the client demands."
 )
+@click.option("--min-epoch", type=click.IntRange(min=0), default=None, help="OperatorRegistry.minEpoch() now: older epochs are revoked.")
 @click.option("--max-age", type=click.IntRange(min=1), default=None, help="Oldest certificate taken, seconds.")
 @click.option("--at", "now", type=int, default=None, help="Judge at this time (unix seconds) instead of now.")
 @output_option
@@ -149,6 +150,7 @@ def _verify_attestation(document: Any, output: str, **options: Any) -> None:
         quorum_bps=options["quorum_bps"],
         now=int(time.time()) if now is None else now,
         max_certificate_age_s=options["max_age"],
+        min_epoch=options["min_epoch"],
         intent=intent,
     )
     decision = "allow" if attestation.leaf.allow else "deny"

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from placet.core import bls, jsonx, limits
+from placet.core import bls
 from placet.core.batch import BatchContext
+from placet.core.decided import check_form
 from placet.core.digests import EVIDENCE_PARTS, certificate_digest, evidence_hash, evidence_part_hash, leaf_struct_hash, part_salt
-from placet.core.errors import InvalidInput, VerificationFailed
+from placet.core.errors import VerificationFailed
 from placet.core.merkle import leaf_hash, root_and_proofs
 from placet.core.messages import Abstention, AttestationGroup, DecidedTask, Observation, OperatorReason, RelayedTask, TaskFailure, bitmap_of
 from placet.core.stake import meets
@@ -35,8 +36,6 @@ def check_decided(context: BatchContext, decided: Sequence[DecidedTask]) -> Cert
             context.intent_hashes[item.task],
         ):
             raise VerificationFailed("a leaf is for another task, client, policy or intent", field="leaf")
-        if leaf.expiration > batch.timestamp + limits.MAX_VALID_FOR_S:
-            raise VerificationFailed("a leaf outlives the longest validity", field="leaf.expiration")
         if leaf.expiration > task.intent.deadline:
             raise VerificationFailed("a leaf outlives its intent", field="leaf.expiration")
         parts = dict(zip(EVIDENCE_PARTS, item.evidence_parts, strict=True))
@@ -44,24 +43,11 @@ def check_decided(context: BatchContext, decided: Sequence[DecidedTask]) -> Cert
             raise VerificationFailed("evidence parts do not make the leaf's digest", field="leaf.evidence")
         if evidence_part_hash("decision", part_salt(task.salt, "decision"), item.decision) != parts["decision"]:
             raise VerificationFailed("the decision shown is not the one committed to", field="decision")
-        _check_decision(item)
     root, _ = root_and_proofs([leaf_hash(leaf_struct_hash(item.leaf)) for item in decided])
-    return Certificate(root, len(decided), batch.epoch, batch.timestamp)
-
-
-def _check_decision(item: DecidedTask) -> None:
-    try:
-        decision = jsonx.parse(item.decision, field="decision", max_bytes=limits.MAX_DECISION_BYTES)
-    except InvalidInput as error:
-        raise VerificationFailed(error.message, field="decision") from None
-    reasons = decision.get("reasons", []) if isinstance(decision, dict) else None
-    if not isinstance(reasons, list) or len(reasons) > _MAX_REASONS or not all(isinstance(reason, str) for reason in reasons):
-        raise VerificationFailed("the decision's reasons are no texts", field="decision")
-    if decision.get("allow") is not item.leaf.allow:
-        raise VerificationFailed("the decision shown is not the leaf's", field="decision")
-
-
-_MAX_REASONS = 1024
+    certificate = Certificate(root, len(decided), batch.epoch, batch.timestamp)
+    for item in decided:
+        check_form(item, certificate)
+    return certificate
 
 
 @dataclass(slots=True)

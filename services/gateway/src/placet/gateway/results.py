@@ -16,7 +16,7 @@ from placet.core.bus import Bus, BusError, NotAssigned, Record, Subscription, To
 from placet.core.bus.tracing import processing
 from placet.core.db import DATABASE_ERRORS
 from placet.core.envelope import Kind, Message, open_envelope
-from placet.core.errors import InvalidInput, PlacetError, VerificationFailed
+from placet.core.errors import InvalidInput, PlacetError, Unavailable, VerificationFailed
 from placet.core.evm import contracts
 from placet.core.evm.reader import BlockState, ChainReader
 from placet.core.evm.rpc import RpcError
@@ -81,8 +81,16 @@ class Results:
         self._settlement_group = SETTLEMENT_GROUP
 
     def expect(self, context: BatchContext, state: BlockState) -> None:
-        """Look out for the results of a batch."""
-        quorums = [state.pins[task.policy_client].quorum_bps for task in context.batch.tasks]
+        """Look out for the results of a batch.
+
+        Raises:
+            Unavailable: what its clients demand cannot be read.
+        """
+        known = {client: state.pins[client].quorum_bps for client in context.clients() if client in state.pins}
+        if not known:
+            raise Unavailable("the clients of a batch cannot be read")
+        # One threshold a batch: a client that cannot be read just now demands what the others do.
+        quorums = [known.get(task.policy_client, max(known.values())) for task in context.batch.tasks]
         self._pending[context.id] = _Pending(context, state.operators, quorums)
 
     def is_open(self, batch_id: Hash32) -> bool:
