@@ -24,7 +24,30 @@ const deployables = {
   TestToken: "src/examples/TestToken.sol",
 };
 
-function compile() {
+// Compiled apart: what is compiled together shapes the others' bytecode through the IR, and addresses above must not move.
+const payment = {
+  TestUSDC: "src/payment/TestUSDC.sol",
+  ExactPermit2Proxy: "src/payment/ExactPermit2Proxy.sol",
+  UptoPermit2Proxy: "src/payment/UptoPermit2Proxy.sol",
+};
+
+// Permit2's runtime code, from a helper of its own tests. The domain separator cached in it is that of another address on chain 31337; with
+// 0 for the cached chain it makes one wherever it is asked, as it does on a forked chain.
+function permit2() {
+  const periphery = join(root, "node_modules/@uniswap/v4-periphery");
+  const helper = readFileSync(join(periphery, "lib/permit2/test/utils/DeployPermit2.sol"), "utf8");
+  const parts = /hex"([0-9a-f]+)"/.exec(helper)[1].split("7f" + (31337).toString(16).padStart(64, "0"));
+  if (parts.length !== 2) throw new Error("Permit2: the cached chain is not where it was");
+  const deployedBytecode = "0x" + parts.join("7f" + "0".repeat(64));
+  const { abi } = JSON.parse(readFileSync(join(periphery, "foundry-out/ISignatureTransfer.sol/ISignatureTransfer.json"), "utf8"));
+  const errors = { SignatureExpired: ["uint256"], InvalidNonce: [], InvalidSignatureLength: [], InvalidSignature: [], InvalidSigner: [] };
+  for (const [name, types] of Object.entries({ ...errors, InvalidContractSignature: [] })) {
+    abi.push({ type: "error", name, inputs: types.map((type) => ({ name: "", type, internalType: type })) });
+  }
+  return JSON.stringify({ abi, deployedBytecode }, null, 1) + "\n";
+}
+
+function compile(deployables) {
   const sources = {};
   for (const path of Object.values(deployables)) sources[path] = { content: readFileSync(join(root, path), "utf8") };
   const outputSelection = {};
@@ -64,7 +87,7 @@ function compile() {
   );
 }
 
-const artifacts = compile();
+const artifacts = { ...compile(deployables), ...compile(payment), "Permit2.json": permit2() };
 const present = existsSync(folder) ? readdirSync(folder).filter((name) => name.endsWith(".json")) : [];
 const strays = present.filter((name) => !(name in artifacts));
 
