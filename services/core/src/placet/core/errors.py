@@ -87,6 +87,44 @@ class PaymentRequired(PlacetError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class PaymentMalformed(PlacetError):
+    """What was sent as a payment cannot be read as one. `field` names the member; nothing was run, and nothing was taken."""
+
+    code = "payment_malformed"
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class PaymentRefused(PlacetError):
+    """The payment can be read and is not taken. The member `check` names the check that failed, the text what to do; nothing was run."""
+
+    code = "payment_refused"
+    http_status = 402
+    grpc_status = "FAILED_PRECONDITION"
+
+    @property
+    def check(self) -> str:
+        """Name of the check that failed (`placet.core.payment.verify.CHECKS`, and the ledger's)."""
+        return str(self.extra.get("check", ""))
+
+
+class PaymentConflict(PlacetError):
+    """The payment, or its identifier, was used before with another request. It pays for that one only."""
+
+    code = "payment_conflict"
+    http_status = 409
+    grpc_status = "ALREADY_EXISTS"
+
+
+class PaymentPending(PlacetError):
+    """The payment is taken, and its answer or its outcome is not there yet. Send the same payment again; a new one could pay twice."""
+
+    code = "payment_pending"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
 class NotFound(PlacetError):
     """No such thing, or it belongs to another tenant."""
 
@@ -253,6 +291,10 @@ ALL_ERRORS: tuple[type[PlacetError], ...] = (
     Unauthenticated,
     Forbidden,
     PaymentRequired,
+    PaymentMalformed,
+    PaymentRefused,
+    PaymentConflict,
+    PaymentPending,
     NotFound,
     MethodNotAllowed,
     IdempotencyConflict,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from placet.core.ecdsa import recover
 from placet.core.evm.contracts import encode_call
 from placet.core.evm.rpc import RpcClient, RpcError
-from placet.core.recovery import recover
 from placet.core.types import Address, Hash32
 
 _EIP1271_MAGIC = bytes.fromhex("1626ba7e")

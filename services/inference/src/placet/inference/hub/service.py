@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from placet.core.ecdsa import recover
 from placet.core.errors import Conflict, Forbidden, InvalidInput, NotFound, VerificationFailed
 from placet.core.models import (
     STATEMENT_VALID_FOR_S,
@@ -26,7 +27,6 @@ from placet.core.models import (
     prices_of,
 )
 from placet.core.objects import ObjectStore
-from placet.core.recovery import recover
 from placet.core.types import Address, Hash32, hex0x
 from placet.inference.hub.inspector import Inspector
 from placet.inference.hub.store import HubChange, HubStore

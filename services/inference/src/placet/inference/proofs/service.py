@@ -14,11 +14,11 @@ import numpy as np
 
 from placet.core import jsonx
 from placet.core.db import DATABASE_ERRORS
+from placet.core.ecdsa import recover
 from placet.core.errors import InvalidInput, ModeUnavailable, NotFound, PlacetError, VerificationFailed
 from placet.core.models import Manifest, personal_digest
 from placet.core.objects import ObjectStore
 from placet.core.receipts import ModelRef
-from placet.core.recovery import recover
 from placet.core.telemetry import metrics
 from placet.core.tensors import Tensor
 from placet.core.types import Address, Hash32, hash_from, hex0x

@@ -11,10 +11,10 @@ from typing import Any, Final
 import rfc8785
 
 from placet.core import jsonx
+from placet.core.ecdsa import recover
 from placet.core.errors import InvalidInput, VerificationFailed
 from placet.core.models import personal_digest
 from placet.core.receipts import Mode, ModelRef, Receipt
-from placet.core.recovery import recover
 from placet.core.types import Address, Hash32, address_from, hash_from, hex0x
 from placet.verify.report import Check, Report
 from placet.verify.zk.field import ORDER
