@@ -12,7 +12,7 @@ from placet.core.errors import PaymentRefused
 from placet.core.payment.eip712 import PERMIT2, authorization_digest, permit_digest
 from placet.core.payment.offers import Method, Offer
 from placet.core.payment.payload import Authorization, parse_header
-from placet.core.payment.verify import CHECKS, FUTURE_S, PaymentKey, VerifiedPayment, verify
+from placet.core.payment.verify import CHECKS, FUTURE_S, PaymentKey, VerifiedPayment, key_of, verify
 from placet.core.types import Address, hex0x
 from tests.support.payment import (
     EXACT,
@@ -46,6 +46,11 @@ def check(document: dict[str, Any], offers: tuple[Offer, ...] = OFFERS, *, now: 
     return verify(parse_header(header_of(document)), offers, now=now, needed_s=needed_s)
 
 
+def signs(offer: Offer, name: str, value: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {name: value}
+    return PAYER.signs(offer, **changes)
+
+
 def refused(document: dict[str, Any], by: str, **arguments: Any) -> PaymentRefused:
     with pytest.raises(PaymentRefused) as caught:
         check(document, **arguments)
@@ -62,6 +67,7 @@ def test_a_payment_for_an_offer_is_taken(offer: Offer) -> None:
     assert payment.offer == offer
     assert (payment.scheme, payment.maximum, payment.payer) == (offer.scheme, offer.amount, PAYER.address)
     assert (payment.valid_after, payment.valid_before) == (0, NOW + TIMEOUT_S)
+    assert key_of(payment.payload) == payment.key
     contract = TOKEN if offer.method is Method.EIP3009 else PERMIT2
     assert payment.key == PaymentKey(31337, contract, PAYER.address, (7).to_bytes(32, "big"))
 
@@ -173,7 +179,7 @@ def test_an_amount_that_was_edited_after_signing_is_refused() -> None:
 @every_offer
 def test_a_payment_to_another_is_refused(offer: Offer) -> None:
     name = "to" if offer.method is Method.EIP3009 else "witness__to"
-    refused(PAYER.signs(offer, **{name: OTHER}), "recipient")
+    refused(signs(offer, name, OTHER), "recipient")
 
 
 @pytest.mark.parametrize("offer", [EXACT_PERMIT2, UPTO], ids=IDS[1:])
@@ -231,14 +237,14 @@ def test_a_payment_is_taken_only_within_its_time(offer: Offer) -> None:
     after = "validAfter" if offer.method is Method.EIP3009 else "witness__validAfter"
     least, most = NOW + NEEDED_S, NOW + TIMEOUT_S + FUTURE_S
     for good in (least, most):
-        check(PAYER.signs(offer, **{before: str(good)}))
+        check(signs(offer, before, str(good)))
     for expired in (0, NOW - 1, NOW, least - 1):
-        refused(PAYER.signs(offer, **{before: str(expired)}), "valid_before")
+        refused(signs(offer, before, str(expired)), "valid_before")
     for far in (most + 1, NOW + 10**9, 2**256 - 1):
-        refused(PAYER.signs(offer, **{before: str(far)}), "far_future")
-    check(PAYER.signs(offer, **{after: str(NOW - 1)}))
+        refused(signs(offer, before, str(far)), "far_future")
+    check(signs(offer, after, str(NOW - 1)))
     for future in (NOW, NOW + 1, 2**256 - 1):
-        refused(PAYER.signs(offer, **{after: str(future)}), "valid_after")
+        refused(signs(offer, after, str(future)), "valid_after")
 
 
 def test_a_payment_becomes_too_old_while_time_passes() -> None:
@@ -305,7 +311,7 @@ def test_numbers_that_are_no_signature_are_refused(offer: Offer, r: int, s: int)
 def test_every_signed_member_is_covered_by_the_signature(offer: Offer) -> None:
     name = "permit2Authorization" if offer.method is Method.PERMIT2 else "authorization"
     document = PAYER.signs(offer)
-    changes = (
+    changes: dict[str, Any] = (
         {"nonce": hex0x((8).to_bytes(32, "big")), "validBefore": str(NOW + 100), "validAfter": "1"}
         if offer.method is Method.EIP3009
         else {"nonce": "8", "deadline": str(NOW + 100), "witness/validAfter": "1"}
@@ -324,6 +330,11 @@ def test_one_payment_has_one_key_however_it_is_written() -> None:
     shouted["payload"]["signature"] = "0x" + document["payload"]["signature"][2:].upper()
     shouted["extensions"] = {}
     assert check(shouted).key == check(document).key
+
+
+def test_a_payment_on_no_chain_of_ours_has_no_key() -> None:
+    for member, value in (("network", "solana:mainnet"), ("asset", "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v")):
+        assert key_of(parse_header(header_of(edited(PAYER.signs(EXACT), f"accepted/{member}", value)))) is None
 
 
 def test_nonces_of_permit2_are_shared_by_its_tokens_and_proxies() -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from placet.core.ecdsa import HALF_ORDER, recover
-from placet.core.errors import PaymentRefused
+from placet.core.errors import InvalidInput, PaymentMalformed, PaymentRefused
 from placet.core.keccak import keccak256
-from placet.core.payment.eip712 import authorization_digest, nonces_of, permit_digest, spender_of
-from placet.core.payment.offers import Method, Offer, Scheme
+from placet.core.payment.eip712 import PERMIT2, authorization_digest, nonces_of, permit_digest, spender_of
+from placet.core.payment.offers import Method, Offer, Scheme, chain_id_of
 from placet.core.payment.payload import Accepted, Authorization, PaymentPayload, Permit
-from placet.core.types import Address, Hash32, hex0x
+from placet.core.types import Address, Hash32, address_from, hex0x
 
 CHECKS = (
     "offer",
@@ -90,10 +90,10 @@ def verify(payload: PaymentPayload, offers: Sequence[Offer], *, now: int, needed
     signed = payload.signed
     if isinstance(signed, Authorization):
         _demand(offer.method is Method.EIP3009, "method", "the offer is paid through Permit2: sign a permit2Authorization")
-        amount, nonce, valid_before = signed.value, signed.nonce, signed.valid_before
+        amount, valid_before = signed.value, signed.valid_before
     else:
         _demand(offer.method is Method.PERMIT2, "method", "the offer is paid by EIP-3009: sign an authorization")
-        amount, nonce, valid_before = signed.amount, signed.nonce.to_bytes(32, "big"), signed.deadline
+        amount, valid_before = signed.amount, signed.deadline
     _demand(signed.to == offer.pay_to, "recipient", f"another is paid; sign for the offer's payTo, {hex0x(offer.pay_to)}")
     if isinstance(signed, Permit):
         _check_permit(signed, offer)
@@ -101,8 +101,23 @@ def verify(payload: PaymentPayload, offers: Sequence[Offer], *, now: int, needed
     _check_time(signed.valid_after, valid_before, offer, now, needed_s)
     digest = authorization_digest(signed, offer) if isinstance(signed, Authorization) else permit_digest(signed, offer)
     _check_signature(payload.signature, digest, signed.payer)
-    key = PaymentKey(offer.chain_id, nonces_of(offer), signed.payer, nonce)
+    key = PaymentKey(offer.chain_id, nonces_of(offer), signed.payer, _nonce_of(signed))
     return VerifiedPayment(key, offer.scheme, offer.amount, signed.valid_after, valid_before, offer, payload)
+
+
+def key_of(payload: PaymentPayload) -> PaymentKey | None:
+    """The key of a payment that was not verified, to look for one that was; None when it can be none of ours."""
+    signed, accepted = payload.signed, payload.accepted
+    try:
+        chain_id = chain_id_of(accepted.network)
+        contract = address_from(accepted.asset) if isinstance(signed, Authorization) else PERMIT2
+    except (PaymentMalformed, InvalidInput):
+        return None
+    return PaymentKey(chain_id, contract, signed.payer, _nonce_of(signed))
+
+
+def _nonce_of(signed: Authorization | Permit) -> bytes:
+    return signed.nonce if isinstance(signed, Authorization) else signed.nonce.to_bytes(32, "big")
 
 
 def match(accepted: Accepted, offers: Sequence[Offer]) -> Offer:

@@ -1,0 +1,1 @@
+"""The gateway's half of payments: what was reserved, served, charged and settled."""
