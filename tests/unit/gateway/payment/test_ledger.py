@@ -135,11 +135,12 @@ async def test_a_sequential_replay_gets_what_was_answered_and_never_a_second_run
 async def test_the_same_payment_for_another_request_is_a_conflict_at_every_stage(ledger: Ledger) -> None:
     payment = PAYER.pays(EXACT)
     await reserve(ledger, payment)
-    for step in (
+    steps: list[Callable[[], Awaitable[Payment]]] = [
         lambda: ledger.serve(payment.key.id, now=NOW),
         lambda: ledger.due(payment.key.id, 1000, now=NOW, answer=ANSWER),
         lambda: ledger.settled(payment.key.id, TX, now=NOW),
-    ):
+    ]
+    for step in steps:
         for other in (OTHER_REQUEST, PaidRequest(REQUEST.hash, "openai", "another-tenant")):
             with pytest.raises(PaymentConflict):
                 await reserve(ledger, payment, other)
