@@ -13,13 +13,12 @@ from placet.core.errors import NotFound, PaymentConflict, PaymentRefused
 from placet.core.payment.payload import parse_header
 from placet.core.payment.verify import VerifiedPayment
 from placet.core.types import Address, Hash32, hex0x
-from placet.gateway.payment.ledger import (
-    MAX_ANSWER_BYTES,
+from placet.gateway.payment.ledger import MAX_ANSWER_BYTES, Ledger
+from placet.gateway.payment.records import (
     Answer,
     Answered,
     Exposure,
     InProgress,
-    Ledger,
     Outcome,
     PaidRequest,
     Payment,
@@ -196,6 +195,7 @@ async def test_what_was_sent_is_kept_to_be_settled_after_a_crash(replicas: Repli
     kept = await replicas.two.get(payment.key.id)
     assert kept == reserved.payment
     assert (kept.offer, kept.payload(), kept.maximum, kept.valid_before) == (UPTO, payment.payload, 5000, NOW + TIMEOUT_S)
+    assert kept.verified() == payment
     assert (kept.request.surface, kept.request.tenant, kept.state, kept.charged) == ("v2", "tenant-1", State.RESERVED, None)
 
 
@@ -452,27 +452,34 @@ async def test_what_is_not_settled_is_said_to_be_pending_and_what_failed_to_have
 # --- after a crash
 
 
-async def test_a_restarted_replica_is_told_what_died_with_it_and_not_what_others_do(replicas: Replicas) -> None:
-    reserved = await _at(replicas.one, State.RESERVED, nonce=1)
-    serving = await _at(replicas.one, State.SERVING, nonce=2)
-    await _at(replicas.two, State.SERVING, nonce=3)
+async def test_a_restarted_replica_is_told_at_once_what_died_with_it_and_not_what_others_do(replicas: Replicas) -> None:
+    begun = [await _at(replicas.one, state, nonce=count) for count, state in enumerate(sorted(OPEN))]
+    for count, state in enumerate((State.RESERVED, State.SERVING, State.DUE)):
+        await _at(replicas.two, state, nonce=count, payer=STRANGER)
     restarted = await replicas.open("one")
-    assert [item.id for item in await restarted.sweep(now=NOW + 10)] == [reserved.id, serving.id]
-    assert await replicas.one.sweep(now=NOW + 10) == []
+    assert {item.id for item in await restarted.sweep(now=NOW + 5)} == {item.id for item in begun}
+    assert await replicas.one.sweep(now=NOW + 5) == []
+    reserved = next(item for item in begun if item.state is State.RESERVED)
     await restarted.release(reserved.id)
-    assert isinstance(await reserve(replicas.two, PAYER.pays(EXACT, nonce=1)), Reserved)
+    assert isinstance(await reserve(replicas.two, reserved.verified()), Reserved)
 
 
-async def test_what_does_not_move_is_taken_up_by_any_replica(replicas: Replicas) -> None:
-    stuck = [await _at(replicas.one, state, nonce=count) for count, state in enumerate(sorted(OPEN))]
-    await _at(replicas.one, State.SETTLED, nonce=77)
-    await _at(replicas.one, State.FAILED, nonce=78, payer=STRANGER)
+async def test_what_is_not_settled_is_taken_up_by_any_replica_and_soon(replicas: Replicas) -> None:
+    """Its authorization ends: it cannot wait until a replica that is gone comes back."""
+    for count, state in enumerate(State):
+        await _at(replicas.one, state, nonce=count, payer=Payer(bytes([count + 1]) * 32))
+    assert await replicas.two.sweep(now=NOW + 10) == []
+    for ledger in (replicas.one, replicas.two):
+        swept = await ledger.sweep(now=NOW + 15)
+        assert {item.state for item in swept} == {State.DUE, State.BROADCAST, State.UNKNOWN}
+    assert len(await replicas.two.sweep(now=NOW + 15, limit=2)) == 2
+
+
+async def test_what_is_served_for_longer_than_any_answer_takes_is_taken_up_by_another(replicas: Replicas) -> None:
+    serving = await _at(replicas.one, State.SERVING)
     assert await replicas.two.sweep(now=NOW + LONGEST_S) == []
-    swept = await replicas.two.sweep(now=NOW + LONGEST_S + 10)
-    assert {item.state for item in swept} == OPEN - {State.RESERVED}
-    assert {item.id for item in swept} == {item.id for item in stuck if item.state is not State.RESERVED}
-    assert State.SERVING not in {item.state for item in await replicas.one.sweep(now=NOW + LONGEST_S + 10)}, "its own run still serves it"
-    assert len(await replicas.two.sweep(now=NOW + LONGEST_S + 10, limit=2)) == 2
+    assert [item.id for item in await replicas.two.sweep(now=NOW + LONGEST_S + 2)] == [serving.id]
+    assert await replicas.one.sweep(now=NOW + LONGEST_S + 2) == [], "it knows that it still serves it"
 
 
 async def test_what_was_lost_while_it_was_served_is_owed_until_it_is_answered(replicas: Replicas) -> None:

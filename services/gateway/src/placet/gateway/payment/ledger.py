@@ -6,10 +6,8 @@ SQLite takes its write lock before anything is read. A reservation is never rele
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -18,10 +16,21 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from placet.core.errors import NotFound, PaymentConflict, PaymentRefused
-from placet.core.payment.offers import Offer, PaymentResponse, Scheme, offer_of
-from placet.core.payment.payload import PaymentPayload, parse_json
+from placet.core.payment.offers import Scheme, offer_of
+from placet.core.payment.payload import PaymentPayload
 from placet.core.payment.verify import VerifiedPayment, key_of
 from placet.core.types import Address, Hash32, hex0x
+from placet.gateway.payment.records import (
+    Answer,
+    Answered,
+    Exposure,
+    InProgress,
+    Outcome,
+    PaidRequest,
+    Payment,
+    Reserved,
+    Unanswered,
+)
 from placet.gateway.payment.states import BEFORE, OPEN, IllegalMove, State
 
 MAX_ANSWER_BYTES = 256 << 10
@@ -65,123 +74,6 @@ _PAYER = sa.Table(
     sa.Column("payer", sa.LargeBinary(20), primary_key=True),
     sa.Column("seen_at", sa.BigInteger),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PaidRequest:
-    """What is paid for: a request's hash (`request_hash`), the surface it came by, and the API key's tenant when there is one."""
-
-    hash: Hash32
-    surface: str
-    tenant: str | None = None
-
-
-def request_hash(method: str, path: str, body: bytes) -> Hash32:
-    """What makes two requests the same: method, path with query, and every byte of the body."""
-    digest = hashlib.sha256(b"placet/paid-request/v1\x00")
-    for part in (method.encode(), path.encode(), body):
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return Hash32(digest.digest())
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """How much of a payer's may be open at once, in atomic units of one asset: work that is not paid for yet.
-
-    `balance` is what the payer had (and allowed Permit2) when it was read, at `balance_at`; None: not known, and `limit` alone counts.
-    """
-
-    limit: int
-    max_open: int
-    balance: int | None = None
-    balance_at: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, kept to be given again. No body: it was a stream, or too large; digest and receipt stand for it."""
-
-    sha256: Hash32
-    receipt_id: Hash32 | None = None
-    body: bytes | None = None
-    media_type: str = "application/json"
-    status: int = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Payment:
-    """A payment, as the ledger has it. Amounts in atomic units; `authorization` is what the client sent, byte for byte."""
-
-    id: Hash32
-    chain_id: int
-    payer: Address
-    scheme: Scheme
-    maximum: int
-    charged: int | None
-    valid_before: int
-    offer: Offer
-    authorization: bytes
-    identifier: str | None
-    request: PaidRequest
-    state: State
-    served_at: int | None
-    tx_hash: Hash32 | None
-    failure: str | None
-    answer: Answer | None
-    instance: str
-    run: str
-    created_at: int
-    updated_at: int
-
-    def payload(self) -> PaymentPayload:
-        """What the client sent, parsed."""
-        return parse_json(self.authorization)
-
-    def response(self) -> PaymentResponse:
-        """What PAYMENT-RESPONSE says now: success once the transfer is final, `settlement_pending` before."""
-        reason = {State.SETTLED: None, State.FAILED: self.failure}.get(self.state, "settlement_pending")
-        settled = self.state is State.SETTLED
-        return PaymentResponse(
-            success=settled,
-            network=self.offer.network,
-            payer=self.payer,
-            transaction=self.tx_hash,
-            amount=self.charged if settled else None,
-            error_reason=reason,
-            extra={"paymentId": hex0x(self.id)},
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """This call reserved the payment: run the request, once."""
-
-    payment: Payment
-
-
-@dataclass(frozen=True, slots=True)
-class InProgress:
-    """The same payment with the same request is being served. 503 with Retry-After; the client sends the same payment again."""
-
-    payment: Payment
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The request was answered: give `payment.answer` again, with `payment.response()`."""
-
-    payment: Payment
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """What served it was lost before its answer was kept. Its payer is owed an answer, or what was taken."""
-
-    payment: Payment
-
-
-Outcome = Reserved | InProgress | Answered | Unanswered
 
 
 class Ledger:
@@ -395,21 +287,19 @@ class Ledger:
 
     # --- after a crash, and after a while
 
-    async def sweep(self, *, now: int, limit: int = 1000) -> list[Payment]:
-        """What somebody must look at, oldest first: what this replica's earlier runs had begun, and what has not moved for `longest_s`
-        at any other.
+    async def sweep(self, *, now: int, unsettled_s: int = 10, limit: int = 1000) -> list[Payment]:
+        """What somebody must look at, oldest first: whatever this replica's earlier runs had begun; of any replica, what has been served
+        for longer than `longest_s`, and what is due, broadcast or unknown and has not moved for `unsettled_s`.
 
         Reserved by an earlier run of this replica: nothing was sent, it may be released. Serving: charge what was metered, by its receipt.
-        Due, broadcast or unknown: settle, or find out.
+        Due, broadcast or unknown: settle, or find out; several may do so, the chain pays once.
         """
-        ours = sa.and_(_PAYMENT.c.instance == self._instance, _PAYMENT.c.run == self._run)
-        died = sa.and_(_PAYMENT.c.instance == self._instance, _PAYMENT.c.run != self._run, _in(frozenset({State.RESERVED, State.SERVING})))
-        stuck = sa.and_(
-            _in(OPEN - {State.RESERVED}),
-            _PAYMENT.c.updated_at <= now - self._longest_s,
-            sa.not_(sa.and_(ours, _PAYMENT.c.state == State.SERVING.value)),
-        )
-        query = sa.select(_PAYMENT).where(sa.or_(died, stuck)).order_by(_PAYMENT.c.updated_at, _PAYMENT.c.id).limit(limit)
+        here = _PAYMENT.c.instance == self._instance
+        died = sa.and_(here, _PAYMENT.c.run != self._run, _in(OPEN))
+        is_serving = _PAYMENT.c.state == State.SERVING.value
+        cut = sa.and_(is_serving, _PAYMENT.c.updated_at < now - self._longest_s, sa.not_(sa.and_(here, _PAYMENT.c.run == self._run)))
+        stuck = sa.and_(_in(OPEN - {State.RESERVED, State.SERVING}), _PAYMENT.c.updated_at < now - unsettled_s)
+        query = sa.select(_PAYMENT).where(sa.or_(died, cut, stuck)).order_by(_PAYMENT.c.updated_at, _PAYMENT.c.id).limit(limit)
         async with self._engine.connect() as connection:
             return [_payment(row) for row in (await connection.execute(query)).all()]
 

@@ -1,9 +1,9 @@
 """A payment's states and the moves between them. Pure; `ledger` makes the moves, in the database.
 
-    reserved ─▶ serving ─▶ due ─▶ broadcast ─▶ settled
-        │                   ▲ │        │  ▲        ▲
-        └──▶ (released)     │ └────────┴──┼▶ failed┘
-        └───────────────────┘    unknown ◀┘ (from due and broadcast; to broadcast, settled, failed)
+    reserved → serving → due → broadcast → settled | failed
+
+besides: reserved → due (nothing is sent before the transfer), due and broadcast → unknown → broadcast | settled | failed, due → settled or
+failed (somebody else's transaction, or none), failed → settled (the debt was paid). `BEFORE` says it exactly.
 
 `reserved`: taken, nothing sent, nothing charged. `serving`: the first byte may have left. `due`: how much is charged is decided; what
 serves may go on. `broadcast`: a transaction was sent. `unknown`: it may have been executed, and nobody can say. `settled`: the transfer is
