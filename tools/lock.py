@@ -37,7 +37,7 @@ def compile_lock(target: str, sources: list[Path], *, constraint: Path | None, e
 def main() -> None:
     upgrade = "--upgrade" in sys.argv[1:]
     everything = [ROOT / "services" / name / "pyproject.toml" for name in [*LIBRARIES, *SERVICES]] + [ROOT / "sdk" / "pyproject.toml"]
-    extras = ["--extra", "up", "--extra", "ai", "--extra", "tee"]
+    extras = ["--extra", "up", "--extra", "ai", "--extra", "tee", "--extra", "zk"]
     compile_lock("dev", [REQUIREMENTS / "dev.in", *everything], constraint=None, extra=extras, upgrade=upgrade)
     dev = REQUIREMENTS / "dev.txt"
     without_ai = [path for path in everything if path.parent.name != "inference"]

@@ -21,6 +21,7 @@ class Replica:
     busy: float = 0.0
     first_ms: float = 0.0
     last_ms: float = 0.0
+    key_id: bytes = b""
 
 
 def order(candidates: list[Replica], wants: Wants | None = None, *, stream: bool = False) -> list[int]:

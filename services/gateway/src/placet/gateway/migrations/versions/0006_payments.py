@@ -5,8 +5,8 @@ from alembic import op
 
 from placet.core.db import no_downgrade
 
-revision = "gateway_0005"
-down_revision = "gateway_0004"
+revision = "gateway_0006"
+down_revision = "gateway_0005"
 
 
 def upgrade() -> None:
