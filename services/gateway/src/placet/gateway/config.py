@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr
 
 from placet.core import limits
 from placet.core.settings import ServiceSettings
+from placet.gateway.payment.assets import PaymentAsset
 
 
 class GatewaySettings(ServiceSettings):
@@ -29,6 +30,17 @@ class GatewaySettings(ServiceSettings):
     simulation_workers: int = Field(default=1, ge=1, le=16)
     inference: list[str] = Field(default_factory=list, description="host:port of inference replicas; a name may mean several")
     trusted_inference: list[str] = Field(default_factory=list, description="Ed25519 keys (0x hex) of replicas whose receipts are kept")
+    payment_assets: list[PaymentAsset] = Field(
+        default_factory=list, description="tokens that paid models are paid in; none: nothing is sold"
+    )
+    payment_service: str | None = Field(default=None, description="host:port of settlement's payment service")
+    payment_longest_s: int = Field(default=120, ge=1, le=3600, description="how long a paid answer may take")
+    payment_timeout_s: int = Field(default=300, ge=60, le=86_400, description="how long an offer is valid, and what is signed for it")
+    payment_credit_limit: int = Field(
+        default=1_000_000, ge=1, description="atomic units a payer may have open: work that is not settled yet"
+    )
+    payment_max_open: int = Field(default=16, ge=1, description="payments of one payer that may be open at once")
+    payment_wait_s: float = Field(default=5.0, ge=0, le=60, description="how long an answer is held back for its payment to be final")
     keep_receipts_days: int = Field(default=400, ge=1, description="how long receipts are kept here")
     allow_private_hosts: list[str] = Field(default_factory=list, description="host:port here that simulated components may fetch")
     compiled_cache: Path | None = None

@@ -26,6 +26,8 @@ _ANNOUNCEMENTS_AN_HOUR = 60
 """New policies a key may announce: every operator compiles what is announced, one after the other, so it holds up other people's."""
 _BODY_OF_ONE_BYTES = 16 << 10
 """Of one request; a larger one is as many."""
+_ANONYMOUS_PER_S = 50
+"""Requests without a key, from one host: for those a price has to be found, and a payment to be looked at."""
 _LEAST_CPU_MS = 10.0
 """What a simulation costs, whatever it comes to: reading the policy, starting, answering."""
 
@@ -85,6 +87,19 @@ class Authenticator:
         self._spend(key, "requests", key.requests_per_s, min(1 + body_bytes // _BODY_OF_ONE_BYTES, max(1, key.requests_per_s)))
         return key
 
+    async def authenticate_or_pay(self, header: str | None, host: str) -> ApiKey | None:
+        """The key behind the header; None: there is none, or something that is no key of ours (clients that only pay send what they like).
+
+        Raises:
+            Unauthenticated: a key that is not known. RateLimited: the key's, or this host's, requests for now are used up.
+        """
+        scheme, _, text = (header or "").partition(" ")
+        if scheme.lower() == "bearer" and _FORM.match(text.strip()) is not None:
+            return await self.authenticate(header)
+        if not self._bucket_of(("host " + host)[:80], "anonymous", _ANONYMOUS_PER_S).take(1, self._clock()):
+            raise RateLimited(f"without a key a host may send {_ANONYMOUS_PER_S} requests a second", limit=_ANONYMOUS_PER_S)
+        return None
+
     @contextmanager
     def simulating(self, key: ApiKey) -> Iterator[None]:
         """Charge what is done inside to the key's CPU budget, however it ends; one piece of work a key at a time.
@@ -117,8 +132,11 @@ class Authenticator:
         return bucket
 
     def _bucket(self, key: ApiKey, what: str, rate: float, burst: float | None = None) -> Bucket:
-        bucket = self._buckets.setdefault((key.id, what), Bucket(rate, self._clock(), burst))
-        self._buckets.move_to_end((key.id, what))
+        return self._bucket_of(key.id, what, rate, burst)
+
+    def _bucket_of(self, who: str, what: str, rate: float, burst: float | None = None) -> Bucket:
+        bucket = self._buckets.setdefault((who, what), Bucket(rate, self._clock(), burst))
+        self._buckets.move_to_end((who, what))
         while len(self._buckets) > 3 * _CACHED:
             self._buckets.popitem(last=False)
         return bucket

@@ -14,15 +14,17 @@ from starlette.routing import Route
 
 from placet.core.admin import AdminServer
 from placet.core.db import connect, migrate, schema_problem
-from placet.core.errors import Unavailable, VerificationFailed
+from placet.core.errors import InvalidInput, Unavailable, VerificationFailed
 from placet.core.evm.rpc import RpcError
 from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys, version_of
+from placet.core.types import hex0x
 from placet.gateway.api import Api
 from placet.gateway.batcher import Batcher
 from placet.gateway.config import GatewaySettings
 from placet.gateway.evidence import EvidenceClient
 from placet.gateway.inference.models_api import ModelsApi
 from placet.gateway.inference.openai_api import OpenAiApi
+from placet.gateway.inference.paid import Paywall
 from placet.gateway.inference.receipts import ReceiptReader, ReceiptsApi, ReceiptStore
 from placet.gateway.inference.replicas import Replicas
 from placet.gateway.inference.service import InferenceService
@@ -31,6 +33,11 @@ from placet.gateway.inference.v2_grpc import V2Grpc
 from placet.gateway.insight import Insight
 from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator
+from placet.gateway.payment.assets import assets_of
+from placet.gateway.payment.gate import Gate, Rules
+from placet.gateway.payment.ledger import Ledger
+from placet.gateway.payment.records import Payment
+from placet.gateway.payment.settler import Settler
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.results import Results
 from placet.gateway.simulation import Simulator
@@ -103,23 +110,56 @@ class Gateway:
         )
         self._replicas = Replicas(settings.inference)
         self._receipts = ReceiptReader(
-            resources.bus, ReceiptStore(self._database), trusted_keys(settings.trusted_inference, "trusted_inference"), settings.instance_id
+            resources.bus,
+            ReceiptStore(self._database),
+            trusted_keys(settings.trusted_inference, "trusted_inference"),
+            settings.instance_id,
+            self.store.identity,
         )
+        self._settler: Settler | None = None
         self._routes: list[Route] = []
         self._grpc: V2Grpc | None = None
         self.grpc_port = 0
         if settings.inference:
             inference = InferenceService(self._replicas)
+            paywall = Paywall(inference, authenticator, self._gate(settings))
             self._grpc = V2Grpc(inference, authenticator, version_of("gateway"))
             self._routes = [
-                *OpenAiApi(inference, authenticator).routes(),
-                *V2Api(inference, authenticator, version_of("gateway")).routes(),
+                *OpenAiApi(inference, authenticator, paywall).routes(),
+                *V2Api(inference, authenticator, version_of("gateway"), paywall).routes(),
                 *ModelsApi(inference).routes(self._api.guard),
                 *ReceiptsApi(ReceiptStore(self._database)).routes(self._api.guard),
             ]
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.port = 0
+
+    def _gate(self, settings: GatewaySettings) -> Gate | None:
+        """What takes payments, where tokens are named and settlement is."""
+        if not settings.payment_assets:
+            return None
+        if settings.payment_service is None:
+            raise InvalidInput("payment_service: payments are taken, and nobody settles them", field="payment_service")
+        rules = Rules(
+            longest_s=settings.payment_longest_s,
+            max_timeout_s=settings.payment_timeout_s,
+            credit_limit=settings.payment_credit_limit,
+            max_open=settings.payment_max_open,
+            wait_s=settings.payment_wait_s,
+        )
+        if rules.needed_s >= rules.max_timeout_s:
+            raise InvalidInput(
+                f"payment_timeout_s: more than {rules.needed_s} s, or no payment stays valid for its answer", field="payment_timeout_s"
+            )
+        ledger = Ledger(self._database, settings.instance_id or socket.gethostname(), longest_s=settings.payment_longest_s)
+        receipts = ReceiptStore(self._database)
+
+        async def charge_of(payment: Payment) -> int | None:
+            receipt = await receipts.of_payment(payment.payer, hex0x(payment.id), 1000 * payment.created_at)
+            return None if receipt is None or receipt.price is None else min(receipt.price.amount, payment.maximum)
+
+        self._settler = Settler(settings.payment_service, ledger, charge_of, horizon_s=settings.payment_timeout_s + 3600)
+        return Gate(assets=assets_of(settings.payment_assets), ledger=ledger, settler=self._settler, rules=rules)
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
@@ -160,6 +200,8 @@ class Gateway:
             group.create_task(self._results.run())
             if self._settings.inference:
                 group.create_task(self._receipts.run())
+            if self._settler is not None:
+                group.create_task(self._settler.run())
 
     async def drain(self) -> None:
         await self._batcher.drain()
@@ -178,6 +220,8 @@ class Gateway:
         await self._insight.close()
         if self._grpc is not None:
             await self._grpc.stop(0)
+        if self._settler is not None:
+            await self._settler.close()
         await self._replicas.stop()
         await self._receipts.stop()
         await self._results.stop()

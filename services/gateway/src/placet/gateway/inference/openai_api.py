@@ -19,6 +19,7 @@ from placet.core.gen import inference_pb2 as pb
 from placet.core.models import decode_manifest, parse_reference
 from placet.core.types import Hash32, hex0x
 from placet.gateway.http import bounded_body, reply
+from placet.gateway.inference.paid import Admission, Paywall, StreamCopy, payment_headers, replay
 from placet.gateway.inference.routing import wants_of
 from placet.gateway.inference.service import Call, InferenceService, Opened
 from placet.gateway.keys import Authenticator
@@ -38,6 +39,7 @@ _TYPES = {
     422: "invalid_request_error",
     429: "rate_limit_error",
 }
+_NAMES: dict[int, str] = {pb.SURFACE_CHAT: "chat.completions", pb.SURFACE_COMPLETIONS: "completions", pb.SURFACE_EMBEDDINGS: "embeddings"}
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _SUPPORTED = {
     "text": ["max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "response_format"],
@@ -53,32 +55,35 @@ def openai_error(error: PlacetError) -> Response:
     status = 400 if error.http_status == 422 else error.http_status
     kind = _TYPES.get(status, "server_error")
     body = {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
-    headers = {"retry-after": "1"} if error.retryable else None
+    headers = payment_headers(error) | ({"retry-after": str(error.extra.get("retryAfter", 1))} if error.retryable else {})
     return Response(orjson.dumps(body), status, media_type="application/json", headers=headers)
 
 
 class OpenAiApi:
     """The routes of `/v1`."""
 
-    def __init__(self, inference: InferenceService, authenticator: Authenticator) -> None:
+    def __init__(self, inference: InferenceService, authenticator: Authenticator, paywall: Paywall) -> None:
         self._inference = inference
         self._auth = authenticator
+        self._paywall = paywall
 
     def routes(self) -> list[Route]:
         """For the gateway's application."""
         return [
             Route("/v1/models", self._guard(self.models), methods=["GET"]),
             Route("/v1/models/{model:path}", self._guard(self.model), methods=["GET"]),
-            Route("/v1/chat/completions", self._guard(self.chat), methods=["POST"]),
-            Route("/v1/completions", self._guard(self.completions), methods=["POST"]),
-            Route("/v1/embeddings", self._guard(self.embeddings), methods=["POST"]),
+            Route("/v1/chat/completions", self._guard(self.chat, paid=True), methods=["POST"]),
+            Route("/v1/completions", self._guard(self.completions, paid=True), methods=["POST"]),
+            Route("/v1/embeddings", self._guard(self.embeddings, paid=True), methods=["POST"]),
         ]
 
-    def _guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def _guard(
+        self, handler: Callable[[Request, Any], Awaitable[Response]], *, paid: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
             try:
-                key = await self._auth.authenticate(request.headers.get("authorization"))
-                return await handler(request, key)
+                header = request.headers.get("authorization")
+                return await handler(request, await (self._paywall.caller(request) if paid else self._auth.authenticate(header)))
             except PlacetError as error:
                 return openai_error(error)
             except DATABASE_ERRORS as error:
@@ -90,19 +95,19 @@ class OpenAiApi:
 
         return guarded
 
-    async def chat(self, request: Request, key: ApiKey) -> Response:
+    async def chat(self, request: Request, key: ApiKey | None) -> Response:
         """A conversation's next message."""
         return await self._text(request, key, pb.SURFACE_CHAT)
 
-    async def completions(self, request: Request, key: ApiKey) -> Response:
+    async def completions(self, request: Request, key: ApiKey | None) -> Response:
         """A text's continuation."""
         return await self._text(request, key, pb.SURFACE_COMPLETIONS)
 
-    async def embeddings(self, request: Request, key: ApiKey) -> Response:
+    async def embeddings(self, request: Request, key: ApiKey | None) -> Response:
         """Vectors of texts."""
         return await self._text(request, key, pb.SURFACE_EMBEDDINGS)
 
-    async def _text(self, request: Request, key: ApiKey, surface: int) -> Response:
+    async def _text(self, request: Request, key: ApiKey | None, surface: int) -> Response:
         raw = await bounded_body(request, MAX_BODY_BYTES)
         try:
             body = orjson.loads(raw)
@@ -111,15 +116,21 @@ class OpenAiApi:
         if not isinstance(body, dict) or not isinstance(body.get("model"), str):
             raise InvalidInput("model: publisher/model wanted", field="model")
         stream = body.get("stream") is True and surface != pb.SURFACE_EMBEDDINGS
-        call = Call(surface, body["model"], raw, wants_of(body.get("placet")), stream, key.id)
-        opened = await self._inference.open(call)
+        call = Call(surface, body["model"], raw, wants_of(body.get("placet")), stream, "" if key is None else key.id)
+        admission = await self._paywall.admit(request, raw, call, _NAMES[surface], key)
+        if admission.replay is not None:
+            return replay(admission.replay)
+        opened = await self._paywall.open(call, admission)
         headers = {"placet-receipt-id": hex0x(opened.receipt_id), "placet-model": opened.resolved.name}
         if stream:
-            return StreamingResponse(_sse(opened), media_type="text/event-stream", headers={**headers, **_STREAM_HEADERS})
-        async with aclosing(opened.events) as events:  # type: ignore[type-var]
-            async for event in events:
+            events = _sse(opened, admission, self._paywall)
+            return StreamingResponse(events, media_type="text/event-stream", headers={**headers, **_STREAM_HEADERS})
+        async with aclosing(opened.events) as found:  # type: ignore[type-var]
+            async for event in found:
                 if event.HasField("finished"):
-                    return reply(_with_receipt(event.finished, opened), headers=headers)
+                    answer = reply(_with_receipt(event.finished, opened), headers=headers)
+                    answer.headers.update(await self._paywall.finish(admission, event.finished, bytes(answer.body), "application/json"))
+                    return answer
         raise Unavailable("the answer ended before its end")
 
     async def models(self, request: Request, key: ApiKey) -> Response:
@@ -165,16 +176,22 @@ def _with_receipt(finished: pb.Finished, opened: Opened) -> dict[str, Any]:
     return document
 
 
-async def _sse(opened: Opened) -> AsyncIterator[bytes]:
+async def _sse(opened: Opened, admission: Admission, paywall: Paywall) -> AsyncIterator[bytes]:
     """The stream's events. When the caller leaves, this is closed, and with it the call to the replica."""
     async with aclosing(opened.events) as events:  # type: ignore[type-var]
+        seen = StreamCopy()
         try:
             async for event in events:
                 match event.WhichOneof("event"):
                     case "chunk":
-                        yield b"data: " + event.chunk + b"\n\n"
+                        yield seen.add(b"data: " + event.chunk + b"\n\n")
                     case "finished":
-                        yield b"data: " + orjson.dumps(_with_receipt(event.finished, opened)) + b"\n\ndata: [DONE]\n\n"
+                        document = _with_receipt(event.finished, opened)
+                        seen.add(b"data: " + orjson.dumps(document) + b"\n\ndata: [DONE]\n\n")
+                        payment = await paywall.finish_stream(admission, event.finished, seen)
+                        if payment is not None:
+                            document["placet"]["payment"] = payment
+                        yield b"data: " + orjson.dumps(document) + b"\n\ndata: [DONE]\n\n"
                         return
                     case "failure":
                         raise Unavailable(event.failure.message)

@@ -32,6 +32,7 @@ from placet.gateway.store import ApiKey
 log = logging.getLogger(__name__)
 
 GROUP = "gateway.receipts"
+"""With the database's name behind it: each receipt is kept once in each of them."""
 _METADATA = sa.MetaData()
 _RECEIPT = sa.Table(
     "receipt",
@@ -89,6 +90,16 @@ class ReceiptStore:
         async with self._engine.connect() as connection:
             return [(row.finished_at, row.id, row.receipt) for row in (await connection.execute(query)).all()]
 
+    async def of_payment(self, payer: Address, payment_id: str, since_ms: int) -> Receipt | None:
+        """The receipt of a payment, if there is one."""
+        query = sa.select(_RECEIPT.c.receipt).where(_RECEIPT.c.payer == payer, _RECEIPT.c.finished_at >= since_ms)
+        async with self._engine.connect() as connection:
+            for raw in (await connection.execute(query.order_by(_RECEIPT.c.finished_at).limit(_MAX_PAGE))).scalars():
+                receipt = core.decode(raw)
+                if receipt.price is not None and receipt.price.payment_id == payment_id:
+                    return receipt
+        return None
+
     async def prune(self, before_ms: int) -> None:
         """Forget receipts that were made before a time."""
         async with self._engine.begin() as connection:
@@ -98,7 +109,10 @@ class ReceiptStore:
 class ReceiptReader:
     """Follows the topic. Each receipt is stored once, by some replica of the gateway."""
 
-    def __init__(self, bus: Bus, store: ReceiptStore, trusted: frozenset[bytes], instance_id: str | None) -> None:
+    def __init__(
+        self, bus: Bus, store: ReceiptStore, trusted: frozenset[bytes], instance_id: str | None, identity: Callable[[], Awaitable[str]]
+    ) -> None:
+        self._identity = identity
         self._bus = bus
         self._store = store
         self._trusted = trusted
@@ -107,7 +121,9 @@ class ReceiptReader:
 
     async def start(self) -> None:
         """Subscribe."""
-        self._subscription = await self._bus.subscribe([topics.RECEIPTS], GROUP, instance_id=self._instance_id)
+        self._subscription = await self._bus.subscribe(
+            [topics.RECEIPTS], f"{GROUP}.{await self._identity()}", instance_id=self._instance_id
+        )
 
     async def run(self) -> None:
         """Store until cancelled. What the database does not take yet is not passed over."""

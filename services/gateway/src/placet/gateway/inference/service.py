@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -17,7 +17,8 @@ import orjson
 from placet.core.errors import InvalidInput, NotFound, PaymentRequired, PlacetError, RateLimited, TeeUnavailable, Unavailable
 from placet.core.gen import hub_pb2 as hub_pb
 from placet.core.gen import inference_pb2 as pb
-from placet.core.models import Manifest, Prices, Reference, decode_manifest, parse_reference, prices_of
+from placet.core.models import Manifest, Prices, Rate, Reference, decode_manifest, parse_reference, prices_of
+from placet.core.payment.prices import PriceTable
 from placet.core.receipts import Mode
 from placet.core.rpc_errors import from_rpc
 from placet.core.tensors import Tensor
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 _RESOLVED_S = 1.0
 _RESOLVED = 1024
 _TRIES = 3
+_QUOTE_S = 60.0
+"""A model may have to be loaded first."""
 _MODES = {Mode.VANILLA: pb.MODE_VANILLA, Mode.TEE: pb.MODE_TEE, Mode.ZKML: pb.MODE_ZKML, Mode.AUDITED: pb.MODE_AUDITED}
 _MODE_OF = {number: mode for mode, number in _MODES.items()}
 
@@ -43,6 +46,8 @@ class Resolved:
     sha256: Hash32
     prices: Prices | None
     deprecated: str
+    tables: tuple[PriceTable, ...] = ()
+    """Its prices, and those before them; none: it is free."""
 
     @property
     def name(self) -> str:
@@ -101,6 +106,7 @@ class Call:
     without_receipt: bool = False
     timeout_ms: int = 0
     sealed: bytes = b""
+    terms: pb.PaymentTerms | None = None
 
 
 class InferenceService:
@@ -145,7 +151,11 @@ class InferenceService:
             answer: hub_pb.ResolveResponse = await self.hub("Resolve", hub_pb.ResolveRequest(reference=key))
             manifest = decode_manifest(answer.version.manifest)
             prices = prices_of(orjson.loads(answer.prices)) if answer.prices else None
-            cached = (now, Resolved(manifest, Hash32(answer.version.sha256), prices, answer.version.deprecated))
+            previous = prices_of(orjson.loads(answer.previous_prices)) if answer.previous_prices else None
+            tables: tuple[PriceTable, ...] = ()
+            if prices is not None:
+                tables = (PriceTable(2, answer.priced_at, prices), *([PriceTable(1, 0, previous)] if previous is not None else []))
+            cached = (now, Resolved(manifest, Hash32(answer.version.sha256), prices, answer.version.deprecated, tables))
             self._resolved[key] = cached
             while len(self._resolved) > _RESOLVED:
                 self._resolved.popitem(last=False)
@@ -171,13 +181,29 @@ class InferenceService:
         for reference in (parse_reference(call.model), *call.wants.fallbacks):
             try:
                 resolved = await self.resolve(reference)
-                if resolved.prices is not None:
-                    raise PaymentRequired(f"{resolved.name} has a price, and payment is not taken here", field="model")
+                if not _is_free(resolved, call.wants.mode):
+                    raise PaymentRequired(f"{resolved.name} has a price: it is paid for by x402, over HTTP, and named first", field="model")
                 return await self._open(call, resolved)
             except (NotFound, Unavailable, RateLimited) as error:
                 failure = failure or error
         assert failure is not None
         raise failure
+
+    async def open_paid(self, call: Call, resolved: Resolved, terms: pb.PaymentTerms, longest_s: int) -> Opened:
+        """Begin an answer that is paid for: by that version and no other, within the time that the payment is valid. Raises as `open`."""
+        most = 1000 * longest_s
+        return await self._open(replace(call, timeout_ms=min(call.timeout_ms or most, most), terms=terms), resolved)
+
+    async def quote(self, call: Call, resolved: Resolved) -> pb.QuoteResponse:
+        """How large a request is and may become; nothing runs. Raises PlacetError: it would be refused."""
+        living = self.replicas.living()
+        choices = choose([_candidate(replica, resolved) for replica in living], call.wants, stream=call.stream)
+        asked = pb.QuoteRequest(request=_request_of(call, resolved, Hash32(bytes(32))))
+        try:
+            answer: pb.QuoteResponse = await living[choices[0].index].inference.Quote(asked, timeout=_QUOTE_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        return answer
 
     async def _open(self, call: Call, resolved: Resolved) -> Opened:
         living = self.replicas.living()
@@ -199,7 +225,12 @@ class InferenceService:
             raise InvalidInput("stream: an audited answer is not streamed, it is delivered when the nodes agree", field="stream")
         drawn = auditing.draw(choices, living, resolved.sha256, call.wants.auditors)
         opened = await asyncio.gather(
-            *(self._begin(call, resolved, living[choice.index], choice) for choice in drawn), return_exceptions=True
+            *(
+                # One payment, one receipt that names it; the others say that nobody paid them for it.
+                self._begin(call if at == 0 else replace(call, terms=None), resolved, living[choice.index], choice)
+                for at, choice in enumerate(drawn)
+            ),
+            return_exceptions=True,
         )
         begun = [item for item in opened if isinstance(item, Opened)]
         try:
@@ -218,22 +249,7 @@ class InferenceService:
 
     async def _begin(self, call: Call, resolved: Resolved, replica: Replica, choice: Choice) -> Opened:
         receipt_id = Hash32(secrets.token_bytes(32))
-        request = pb.RunRequest(
-            receipt_id=receipt_id,
-            surface=call.surface,  # type: ignore[arg-type]
-            mode=_MODES[call.wants.mode],
-            model_sha256=resolved.sha256,
-            model_name=call.model,
-            body=call.body,
-            tensors=[pb.Tensor(name=t.name, datatype=t.datatype, shape=t.shape, data=bytes(t.data)) for t in call.tensors],
-            outputs=call.outputs,
-            client_nonce=call.wants.nonce or b"",
-            timeout_ms=call.timeout_ms,
-            jurisdiction=call.wants.jurisdiction or "",
-            tenant=call.tenant,
-            without_receipt=call.without_receipt,
-            sealed=call.sealed,
-        )
+        request = _request_of(call, resolved, receipt_id)
         events = _events(replica, request)
         try:
             first = await anext(events)
@@ -248,6 +264,30 @@ class InferenceService:
             provider=loaded.provider if loaded is not None else "",
             events=_with_first(first, events),
         )
+
+
+def _is_free(resolved: Resolved, mode: Mode) -> bool:
+    return resolved.prices is None or resolved.prices.rate_of(mode.value) == Rate()
+
+
+def _request_of(call: Call, resolved: Resolved, receipt_id: Hash32) -> pb.RunRequest:
+    return pb.RunRequest(
+        receipt_id=receipt_id,
+        surface=call.surface,  # type: ignore[arg-type]
+        mode=_MODES[call.wants.mode],
+        model_sha256=resolved.sha256,
+        model_name=call.model,
+        body=call.body,
+        tensors=[pb.Tensor(name=t.name, datatype=t.datatype, shape=t.shape, data=bytes(t.data)) for t in call.tensors],
+        outputs=call.outputs,
+        client_nonce=call.wants.nonce or b"",
+        payment=call.terms,
+        timeout_ms=call.timeout_ms,
+        jurisdiction=call.wants.jurisdiction or "",
+        tenant=call.tenant,
+        without_receipt=call.without_receipt,
+        sealed=call.sealed,
+    )
 
 
 def _candidate(replica: Replica, resolved: Resolved) -> _Candidate:

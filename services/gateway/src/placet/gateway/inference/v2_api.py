@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -21,9 +22,11 @@ from placet.core.receipts import Mode
 from placet.core.tensors import Tensor, decode_request, encode_response
 from placet.core.types import hex0x
 from placet.gateway.http import bounded_body, reply
+from placet.gateway.inference.paid import Paywall, payment_headers, replay
 from placet.gateway.inference.routing import wants_of
 from placet.gateway.inference.service import Call, InferenceService, Opened
 from placet.gateway.keys import Authenticator
+from placet.gateway.payment.gate import Replayed
 from placet.gateway.store import ApiKey
 from placet.gateway.tracing import note_outcome
 
@@ -38,14 +41,15 @@ def v2_error(error: PlacetError) -> Response:
     """An error as the protocol has it."""
     note_outcome(error.code)
     status = 400 if error.http_status == 422 else error.http_status
-    headers = {"retry-after": "1"} if error.retryable else None
+    headers = payment_headers(error) | ({"retry-after": str(error.extra.get("retryAfter", 1))} if error.retryable else {})
     return Response(orjson.dumps({"error": f"{error.code}: {error.message}"}), status, media_type="application/json", headers=headers)
 
 
 class V2Api:
     """The routes of `/v2`. A model's name holds one '/', written as it is or as %2F."""
 
-    def __init__(self, inference: InferenceService, authenticator: Authenticator, version: str) -> None:
+    def __init__(self, inference: InferenceService, authenticator: Authenticator, version: str, paywall: Paywall) -> None:
+        self._paywall = paywall
         self._inference = inference
         self._auth = authenticator
         self._version = version
@@ -60,7 +64,7 @@ class V2Api:
             Route("/v2/health/ready", self.ready, methods=["GET"]),
             Route("/v2/repository/index", self._guard(self.index), methods=["POST"]),
             *(
-                Route(f"{model}{version}{path}", self._guard(handler), methods=[method])
+                Route(f"{model}{version}{path}", self._guard(handler, paid=path == "/infer"), methods=[method])
                 for version in ("", "/versions/{version}")
                 for path, handler, method in (
                     ("", self.metadata, "GET"),
@@ -70,11 +74,13 @@ class V2Api:
             ),
         ]
 
-    def _guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def _guard(
+        self, handler: Callable[[Request, Any], Awaitable[Response]], *, paid: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
             try:
-                key = await self._auth.authenticate(request.headers.get("authorization"))
-                return await handler(request, key)
+                header = request.headers.get("authorization")
+                return await handler(request, await (self._paywall.caller(request) if paid else self._auth.authenticate(header)))
             except PlacetError as error:
                 return v2_error(error)
             except DATABASE_ERRORS as error:
@@ -125,12 +131,13 @@ class V2Api:
         await self._inference.resolve(parse_reference(_reference(request)))
         return Response(status_code=200 if self._inference.replicas.living() else 503)
 
-    async def infer(self, request: Request, key: ApiKey) -> Response:
+    async def infer(self, request: Request, key: ApiKey | None) -> Response:
         """Run a model on tensors."""
         declared = request.headers.get(_JSON_LENGTH)
         if declared is not None and not declared.isdigit():
             raise InvalidInput("Inference-Header-Content-Length: a number wanted", field="Inference-Header-Content-Length")
-        asked = decode_request(await bounded_body(request, MAX_BODY_BYTES), None if declared is None else int(declared))
+        raw = await bounded_body(request, MAX_BODY_BYTES)
+        asked = decode_request(raw, None if declared is None else int(declared))
         name = _reference(request)
         parameters = dict(asked.parameters)
         wants = parameters.pop("placet", None)
@@ -142,17 +149,22 @@ class V2Api:
             body=orjson.dumps({"parameters": asked.parameters}),
             wants=wants_of(orjson.loads(wants) if isinstance(wants, str) else wants),
             stream=False,
-            tenant=key.id,
+            tenant="" if key is None else key.id,
             tensors=asked.tensors,
             outputs=[item.name for item in asked.wanted],
         )
-        opened = await self._inference.open(call)
+        admission = await self._paywall.admit(request, raw, call, "tensors", key)
+        if admission.replay is not None:
+            return _replayed(admission.replay)
+        opened = await self._paywall.open(call, admission)
         if opened.resolved.manifest.kind is not Kind.TENSORS:
             raise InvalidInput("model: takes no tensors", field="model")
         async with aclosing(opened.events) as events:  # type: ignore[type-var]
             async for event in events:
                 if event.HasField("finished"):
                     answer = self._answer(event.finished, asked, opened)
+                    kind = f"{answer.media_type};{answer.headers.get(_JSON_LENGTH, '')}"
+                    answer.headers.update(await self._paywall.finish(admission, event.finished, bytes(answer.body), kind))
                     if call.wants.mode is Mode.ZKML:
                         answer.headers["placet-proof"] = f"/api/v1/proofs/{hex0x(opened.receipt_id)}"
                     return answer
@@ -182,6 +194,15 @@ def receipt_parameters(finished: pb.Finished, opened: Opened) -> dict[str, str]:
     if opened.audit:
         said["placet_audit"] = f"[{','.join(receipt.decode() for receipt in opened.audit)}]"
     return said
+
+
+def _replayed(found: Replayed) -> Response:
+    """The answer of before: how long its JSON is was kept with its media type."""
+    media_type, _, json_bytes = found.answer.media_type.partition(";")
+    answer = replay(Replayed(found.payment, dataclasses.replace(found.answer, media_type=media_type)))
+    if json_bytes:
+        answer.headers[_JSON_LENGTH] = json_bytes
+    return answer
 
 
 async def index_of(inference: InferenceService, *, only_ready: bool) -> list[dict[str, str]]:

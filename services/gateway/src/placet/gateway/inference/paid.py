@@ -1,0 +1,216 @@
+"""The paywall of the inference surfaces: who may call, what it costs, what is said of a payment. Whether one is taken: `payment.gate`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from placet.core.errors import InvalidInput, PaymentRefused, PlacetError, Unauthenticated
+from placet.core.gen import inference_pb2 as pb
+from placet.core.models import Rate, parse_reference
+from placet.core.payment.offers import REQUIRED_HEADER, RESPONSE_HEADER, SIGNATURE_HEADER, Scheme
+from placet.core.payment.prices import Size
+from placet.core.receipts import decode
+from placet.core.types import hex0x
+from placet.gateway.inference.service import Call, InferenceService, Opened, Resolved
+from placet.gateway.keys import Authenticator
+from placet.gateway.payment.gate import Gate, PaymentWanted, Replayed, Taken, answer_of
+from placet.gateway.payment.ledger import MAX_ANSWER_BYTES
+from placet.gateway.payment.records import Answer, PaidRequest, Payment, request_hash
+from placet.gateway.payment.states import State
+from placet.gateway.store import ApiKey
+
+_METERED = frozenset({pb.SURFACE_CHAT, pb.SURFACE_COMPLETIONS})
+
+
+@dataclass(slots=True)
+class Admission:
+    """What a request may do. `resolved` and `taken` where it is paid; `replay`: it was answered before."""
+
+    resolved: Resolved | None = None
+    taken: Taken | None = None
+    replay: Replayed | None = None
+    began: bool = field(default=False, init=False)
+
+
+class Paywall:
+    """Before and after a request. Without a gate nothing is sold, and everybody has a key."""
+
+    def __init__(self, inference: InferenceService, authenticator: Authenticator, gate: Gate | None) -> None:
+        self._inference = inference
+        self._auth = authenticator
+        self._gate = gate
+
+    async def caller(self, request: Request) -> ApiKey | None:
+        """Who asks; None: somebody without a key, who may pay. Raises Unauthenticated, RateLimited."""
+        header = request.headers.get("authorization")
+        if self._gate is None:
+            return await self._auth.authenticate(header)
+        return await self._auth.authenticate_or_pay(header, request.client.host if request.client else "")
+
+    async def admit(self, request: Request, raw: bytes, call: Call, surface: str, key: ApiKey | None) -> Admission:
+        """Price a request and take its payment.
+
+        Raises:
+            PaymentWanted: it costs something, and nobody paid. PaymentMalformed, PaymentRefused, PaymentConflict, PaymentPending.
+            Unauthenticated: it is free, and free requests need a key. InvalidInput: it costs more than `max_price`.
+        """
+        if self._gate is None:
+            return Admission()
+        payload = self._gate.read(request.headers.getlist(SIGNATURE_HEADER))
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        paid_for = PaidRequest(request_hash(request.method, path, raw), surface, None if key is None else key.id)
+        if payload is not None and (replay := await self._gate.replayed(payload, paid_for)) is not None:
+            return Admission(replay=replay)
+        resolved = await self._inference.resolve(parse_reference(call.model))
+        mode = call.wants.mode.value
+        priced = None
+        if resolved.tables:
+            if call.wants.fallbacks:
+                raise InvalidInput("placet/models: a model that is paid for has no fallbacks", field="placet/models")
+            quote = await self._inference.quote(call, resolved)
+            size = Size(quote.prompt_tokens, quote.max_completion_tokens, quote.rows)
+            priced = self._gate.price(resolved.tables, size, mode, is_metered=call.surface in _METERED)
+        if priced is None:
+            if key is None:
+                raise Unauthenticated("this model is free, and free requests need an API key")
+            return Admission()
+        amount = priced.offers[0].amount
+        if call.wants.max_price is not None and amount > call.wants.max_price:
+            raise InvalidInput(
+                f"placet/max_price: the request may cost {amount}, at most {call.wants.max_price} is wanted", field="placet/max_price"
+            )
+        url, description = str(request.url), f"{resolved.name}, {mode}"
+        if payload is None:
+            wanted = PaymentWanted(
+                f"{resolved.name} costs {amount} at most for this request; pay by x402", field="model", amount=str(amount)
+            )
+            wanted.header = self._gate.wanted(priced, url, description)
+            raise wanted
+        try:
+            found = await self._gate.take(payload, paid_for, priced, mode)
+        except PaymentRefused as refused:
+            refused.required = self._gate.wanted(priced, url, description, refused.check)  # type: ignore[attr-defined]
+            raise
+        return Admission(replay=found) if isinstance(found, Replayed) else Admission(resolved, found)
+
+    async def open(self, call: Call, admission: Admission) -> Opened:
+        """Begin the answer. A payment for which nothing began may be used again."""
+        taken = admission.taken
+        if taken is None or admission.resolved is None:
+            return await self._inference.open(call)
+        assert self._gate is not None
+        try:
+            opened = await self._inference.open_paid(call, admission.resolved, _terms(taken), self._gate.rules.longest_s)
+        except BaseException:
+            await self._gate.gave_up(taken)
+            raise
+        await self._gate.began(taken)
+        return opened
+
+    async def finish(self, admission: Admission, finished: pb.Finished, body: bytes, media_type: str) -> dict[str, str]:
+        """The answer is complete, and not sent yet. Returns headers for it.
+
+        Raises:
+            PaymentRefused: what was authorized will never be executed, so the answer is not given out.
+        """
+        payment = await self._ended(admission, finished, body, media_type)
+        return {} if payment is None else said_of(payment)
+
+    async def _ended(self, admission: Admission, finished: pb.Finished, body: bytes, media_type: str) -> Payment | None:
+        if admission.taken is None:
+            return None
+        assert self._gate is not None
+        receipt = decode(finished.receipt)
+        charged = 0 if receipt.price is None else receipt.price.amount
+        payment = await self._gate.ended(admission.taken, charged, answer_of(body, media_type, receipt.id))
+        if payment.state is State.FAILED:
+            failed = PaymentRefused(f"the payment could not be settled ({payment.failure}); sign a new one", check="settlement_failed")
+            failed.response = payment.response().header()  # type: ignore[attr-defined]
+            raise failed
+        return payment
+
+    async def finish_stream(self, admission: Admission, finished: pb.Finished, seen: StreamCopy) -> dict[str, Any] | None:
+        """The same at the end of a stream; what is said of the payment goes into its last chunk."""
+        payment = await self._ended(admission, finished, seen.bytes(), "text/event-stream")
+        return None if payment is None else payment.response().document()
+
+
+class StreamCopy:
+    """What a stream sent, as far as it is kept for the same payment's next try."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, part: bytes) -> bytes:
+        """Remember a part; returns it."""
+        self._size += len(part)
+        if self._size <= MAX_ANSWER_BYTES:
+            self._parts.append(part)
+        return part
+
+    def bytes(self) -> bytes:
+        """All of it; when it was too large, something of that size, which the ledger keeps the digest of only."""
+        whole = b"".join(self._parts)
+        return whole if self._size <= MAX_ANSWER_BYTES else whole.ljust(MAX_ANSWER_BYTES + 1)
+
+
+def _terms(taken: Taken) -> pb.PaymentTerms:
+    payment, offer = taken.payment, taken.payment.offer
+    exact = payment.scheme is Scheme.EXACT
+    return pb.PaymentTerms(
+        payer=payment.payer,
+        network=offer.network,
+        asset=offer.asset,
+        payment_id=hex0x(payment.id),
+        amount=str(payment.maximum) if exact else "",
+        max_amount="" if exact else str(payment.maximum),
+        rate=_rate(taken.rate),
+    )
+
+
+def _rate(rate: Rate) -> pb.PaymentRate:
+    return pb.PaymentRate(
+        request=str(rate.request),
+        row=str(rate.row),
+        million_prompt_tokens=str(rate.million_prompt_tokens),
+        million_completion_tokens=str(rate.million_completion_tokens),
+    )
+
+
+def said_of(payment: Payment) -> dict[str, str]:
+    """Headers of a paid answer."""
+    return {RESPONSE_HEADER: payment.response().header(), "cache-control": "private, no-store"}
+
+
+def replay(found: Replayed) -> Response:
+    """The answer that a payment had before."""
+    answer: Answer = found.answer
+    headers = {**said_of(found.payment), "placet-replayed": "true"}
+    if answer.receipt_id is not None:
+        headers["placet-receipt-id"] = hex0x(answer.receipt_id)
+    return Response(answer.body, answer.status, media_type=answer.media_type, headers=headers)
+
+
+def payment_headers(error: PlacetError) -> dict[str, str]:
+    """What an error says about paying, in headers."""
+    headers: dict[str, str] = {}
+    if isinstance(error, PaymentWanted):
+        headers[REQUIRED_HEADER] = error.header
+    if isinstance(error, PaymentRefused):
+        for header, name in ((REQUIRED_HEADER, "required"), (RESPONSE_HEADER, "response")):
+            if (value := getattr(error, name, None)) is not None:
+                headers[header] = value
+    if headers:
+        headers["cache-control"] = "no-store"
+    return headers
+
+
+def tenant_of(payment: Payment) -> str:
+    """Whose receipts those of a payer without a key are, in 32 characters."""
+    return "p" + hashlib.sha256(b"placet/payer/v1\0" + payment.payer).hexdigest()[:31]
