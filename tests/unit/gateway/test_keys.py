@@ -152,3 +152,33 @@ async def test_28_one_key_cannot_have_operators_compile_all_day(stage: Stage) ->
 
 async def _admit_anything(policy_id: Hash32, bundle_sha256: Hash32, charge: Callable[[], None]) -> None:
     charge()
+
+
+async def test_uploads_and_checks_have_budgets_of_their_own(stage: Stage) -> None:
+    auth, watch, header, _ = await authenticator(stage)
+    key = await auth.authenticate(header)
+    auth.uploading(key, 31 << 30)
+    with pytest.raises(RateLimited, match="32 GiB a day"):
+        auth.uploading(key, 2 << 30)
+    watch.now += 86_400
+    auth.uploading(key, 32 << 30)
+    for _ in range(60):
+        auth.checking(key)
+    with pytest.raises(RateLimited, match="120 models"):
+        auth.checking(key)
+    watch.now += 31
+    auth.checking(key)
+
+
+async def test_who_has_no_key_may_pay_and_is_limited_by_host(stage: Stage) -> None:
+    auth, _, header, _ = await authenticator(stage)
+    assert (await auth.authenticate_or_pay(header, "1.2.3.4")) is not None
+    for text in (None, "Bearer none", "Basic x"):
+        assert await auth.authenticate_or_pay(text, "1.2.3.4") is None
+    with pytest.raises(Unauthenticated):
+        await auth.authenticate_or_pay(header[:-8] + "00000000", "1.2.3.4")
+    for _ in range(97):
+        await auth.authenticate_or_pay(None, "1.2.3.4")
+    with pytest.raises(RateLimited):
+        await auth.authenticate_or_pay(None, "1.2.3.4")
+    assert await auth.authenticate_or_pay(None, "1.2.3.5") is None

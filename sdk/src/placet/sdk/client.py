@@ -52,9 +52,9 @@ class Client:
         """An answer as text of a kind, for instance text/csv. Raises as `request`."""
         return (await self._send("GET", path, None, {"accept": accept}))[1].decode()
 
-    async def upload(self, path: str, chunks: AsyncIterable[bytes]) -> Any:
-        """PUT a stream of bytes; the answer's JSON. Raises as `request`."""
-        headers = {"content-type": "application/octet-stream"}
+    async def upload(self, path: str, chunks: AsyncIterable[bytes], size: int) -> Any:
+        """PUT a stream of so many bytes; the answer's JSON. Raises as `request`."""
+        headers = {"content-type": "application/octet-stream", "content-length": str(size)}
         status, content = await self._send("PUT", path, chunks, headers, timeout_s=_LONG_S)
         return _json(content, status)
 

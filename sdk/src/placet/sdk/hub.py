@@ -147,7 +147,7 @@ class Publisher:
         try:
             await self._client.request("HEAD", name)
         except NotFound:
-            await self._client.upload(name, _chunks(path, item, progress))
+            await self._client.upload(name, _chunks(path, item, progress), item.size)
         if progress is not None:
             progress(item.path, item.size, item.size)
 

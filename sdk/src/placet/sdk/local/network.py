@@ -77,6 +77,7 @@ class LocalOptions:
     span_exporter: SpanExporter | None = None
     operator_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
     inference_overrides: dict[str, Any] = field(default_factory=dict)
+    gateway_overrides: dict[str, Any] = field(default_factory=dict)
     hooks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
     """Service name -> what is done to the built service before it starts (tests make operators lie with it); in-process only."""
 
@@ -288,6 +289,7 @@ class LocalNetwork:
                 "inference": self.inference_addresses,
                 "trusted_inference": [hex0x(LocalBusSigner(self._inference_seed).public_key)] if self.options.inference else [],
                 **self._cache(),
+                **self.options.gateway_overrides,
             }
         if name.startswith("inference-"):
             return {

@@ -24,6 +24,10 @@ _CACHE_S = 5.0
 _CACHED = 4096
 _ANNOUNCEMENTS_AN_HOUR = 60
 """New policies a key may announce: every operator compiles what is announced, one after the other, so it holds up other people's."""
+_UPLOADED_A_DAY = 32 << 30
+"""Bytes of models a key may upload."""
+_CHECKS_AN_HOUR = 120
+"""A model is checked when it is drafted and when it is published; one check may take two minutes of a core."""
 _BODY_OF_ONE_BYTES = 16 << 10
 """Of one request; a larger one is as many."""
 _ANONYMOUS_PER_S = 50
@@ -123,6 +127,20 @@ class Authenticator:
         if not self._bucket(key, "announcements", hourly / 3600, hourly / 2).take(1, self._clock()):
             raise RateLimited(
                 f"this key may announce {hourly} policies an hour, half of them at once", limit=hourly, retryAfter=3600 // hourly
+            )
+
+    def uploading(self, key: ApiKey, size: int) -> None:
+        """Charge an upload of so many bytes. Raises RateLimited."""
+        if not self._bucket(key, "uploads", _UPLOADED_A_DAY / 86_400, _UPLOADED_A_DAY).take(size, self._clock()):
+            raise RateLimited(f"this key may upload {_UPLOADED_A_DAY >> 30} GiB a day", limit=_UPLOADED_A_DAY, retryAfter=3600)
+
+    def checking(self, key: ApiKey) -> None:
+        """Charge the check of a model's files. Raises RateLimited."""
+        if not self._bucket(key, "checks", _CHECKS_AN_HOUR / 3600, _CHECKS_AN_HOUR / 2).take(1, self._clock()):
+            raise RateLimited(
+                f"this key may have {_CHECKS_AN_HOUR} models checked an hour, half of them at once",
+                limit=_CHECKS_AN_HOUR,
+                retryAfter=3600 // _CHECKS_AN_HOUR,
             )
 
     def _spend(self, key: ApiKey, what: str, rate: float, amount: float) -> Bucket:

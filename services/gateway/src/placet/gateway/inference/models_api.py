@@ -26,6 +26,7 @@ from placet.core.types import hash_from, hex0x
 from placet.gateway.http import bounded_body, reply
 from placet.gateway.inference.routing import wants_of
 from placet.gateway.inference.service import Call, InferenceService
+from placet.gateway.keys import Authenticator
 from placet.gateway.store import ApiKey
 
 MAX_DOCUMENT_BYTES = 512 << 10
@@ -43,8 +44,9 @@ Guard = Callable[[Callable[[Request, ApiKey], Awaitable[Response]]], Callable[[R
 class ModelsApi:
     """The routes of the hub."""
 
-    def __init__(self, inference: InferenceService) -> None:
+    def __init__(self, inference: InferenceService, authenticator: Authenticator) -> None:
         self._inference = inference
+        self._auth = authenticator
 
     def routes(self, guard: Guard) -> list[Route]:
         """For the gateway's application; `guard` authenticates and renders errors."""
@@ -107,6 +109,7 @@ class ModelsApi:
     async def draft(self, request: Request, key: ApiKey) -> Response:
         """Check files that were uploaded; answers the manifest to sign."""
         value = _object(await bounded_body(request, MAX_DOCUMENT_BYTES))
+        self._auth.checking(key)
         files = value.get("files", [])
         if not isinstance(files, list) or len(files) > documents.MAX_FILES:
             raise InvalidInput(f"files: a list of at most {documents.MAX_FILES} wanted", field="files")
@@ -130,6 +133,8 @@ class ModelsApi:
             signature=_hex(_text(value, "signature"), "signature"),
             manifest=_text(value, "manifest", "").encode(),
         )
+        if asked.manifest:
+            self._auth.checking(key)
         answer: hub_pb.ActResponse = await self._inference.hub("Act", asked, timeout_s=_CHECK_S)
         return Response(answer.document, media_type="application/json")
 
@@ -222,6 +227,9 @@ class ModelsApi:
         announced = request.headers.get("content-length")
         if announced is not None and (not announced.isdigit() or int(announced) > MAX_BLOB_BYTES):
             raise TooLarge(f"body: at most {MAX_BLOB_BYTES} bytes", field="body")
+        if announced is None:
+            raise InvalidInput("content-length: how large the file is must be said before it is sent", field="content-length")
+        self._auth.uploading(key, int(announced))
 
         async def chunks() -> AsyncIterator[hub_pb.UploadRequest]:
             yield hub_pb.UploadRequest(sha256=digest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -40,6 +42,8 @@ _TYPES = {
     429: "rate_limit_error",
 }
 _NAMES: dict[int, str] = {pb.SURFACE_CHAT: "chat.completions", pb.SURFACE_COMPLETIONS: "completions", pb.SURFACE_EMBEDDINGS: "embeddings"}
+_PAGE, _MAX_LISTED, _AT_ONCE, _LISTED_S = 200, 2_000, 32, 5.0
+"""Of `/v1/models`, which has no pages: it is looked up a page at a time, at most so long, and kept for some seconds."""
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _SUPPORTED = {
     "text": ["max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "response_format"],
@@ -66,6 +70,7 @@ class OpenAiApi:
         self._inference = inference
         self._auth = authenticator
         self._paywall = paywall
+        self._listed: tuple[float, list[dict[str, Any]]] | None = None
 
     def routes(self) -> list[Route]:
         """For the gateway's application."""
@@ -135,10 +140,22 @@ class OpenAiApi:
 
     async def models(self, request: Request, key: ApiKey) -> Response:
         """Models that can be called by their alias `prod`."""
-        page: hub_pb.ListModelsResponse = await self._inference.hub("ListModels", hub_pb.ListModelsRequest(limit=200))
-        return reply(
-            {"object": "list", "data": [await self._described(f"{m.publisher}/{m.name}") for m in page.models if "prod" in m.aliases]}
-        )
+        now = time.monotonic()
+        if self._listed is None or now - self._listed[0] > _LISTED_S:
+            names: list[str] = []
+            after = ""
+            while len(names) < _MAX_LISTED:
+                asked = hub_pb.ListModelsRequest(limit=_PAGE, after=after)
+                page: hub_pb.ListModelsResponse = await self._inference.hub("ListModels", asked)
+                names += [f"{item.publisher}/{item.name}" for item in page.models if "prod" in item.aliases]
+                if len(page.models) < _PAGE:
+                    break
+                after = f"{page.models[-1].publisher}/{page.models[-1].name}"
+            data: list[dict[str, Any]] = []
+            for at in range(0, len(names), _AT_ONCE):
+                data += await asyncio.gather(*(self._described(name) for name in names[at : at + _AT_ONCE]))
+            self._listed = now, data
+        return reply({"object": "list", "data": self._listed[1]})
 
     async def model(self, request: Request, key: ApiKey) -> Response:
         """One model."""

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from placet.core.errors import InvalidInput, PaymentRefused, PlacetError, Unauthenticated
+from placet.core.errors import InvalidInput, PaymentRefused, PaymentRequired, PlacetError, Unauthenticated
 from placet.core.gen import inference_pb2 as pb
 from placet.core.models import Rate, parse_reference
 from placet.core.payment.offers import REQUIRED_HEADER, RESPONSE_HEADER, SIGNATURE_HEADER, Scheme
@@ -18,7 +18,7 @@ from placet.core.receipts import decode
 from placet.core.types import hex0x
 from placet.gateway.inference.service import Call, InferenceService, Opened, Resolved
 from placet.gateway.keys import Authenticator
-from placet.gateway.payment.gate import Gate, PaymentWanted, Replayed, Taken, answer_of
+from placet.gateway.payment.gate import Gate, Replayed, Taken, answer_of
 from placet.gateway.payment.ledger import MAX_ANSWER_BYTES
 from placet.gateway.payment.records import Answer, PaidRequest, Payment, request_hash
 from placet.gateway.payment.states import State
@@ -56,7 +56,7 @@ class Paywall:
         """Price a request and take its payment.
 
         Raises:
-            PaymentWanted: it costs something, and nobody paid. PaymentMalformed, PaymentRefused, PaymentConflict, PaymentPending.
+            PaymentRequired: it costs something, and nobody paid. PaymentMalformed, PaymentRefused, PaymentConflict, PaymentPending.
             Unauthenticated: it is free, and free requests need a key. InvalidInput: it costs more than `max_price`.
         """
         if self._gate is None:
@@ -86,10 +86,10 @@ class Paywall:
             )
         url, description = str(request.url), f"{resolved.name}, {mode}"
         if payload is None:
-            wanted = PaymentWanted(
+            wanted = PaymentRequired(
                 f"{resolved.name} costs {amount} at most for this request; pay by x402", field="model", amount=str(amount)
             )
-            wanted.header = self._gate.wanted(priced, url, description)
+            wanted.required = self._gate.wanted(priced, url, description)  # type: ignore[attr-defined]
             raise wanted
         try:
             found = await self._gate.take(payload, paid_for, priced, mode)
@@ -200,9 +200,7 @@ def replay(found: Replayed) -> Response:
 def payment_headers(error: PlacetError) -> dict[str, str]:
     """What an error says about paying, in headers."""
     headers: dict[str, str] = {}
-    if isinstance(error, PaymentWanted):
-        headers[REQUIRED_HEADER] = error.header
-    if isinstance(error, PaymentRefused):
+    if isinstance(error, PaymentRequired | PaymentRefused):
         for header, name in ((REQUIRED_HEADER, "required"), (RESPONSE_HEADER, "response")):
             if (value := getattr(error, name, None)) is not None:
                 headers[header] = value

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from placet.core.errors import PaymentMalformed, PaymentPending, PaymentRefused, PaymentRequired, Unavailable
+from placet.core.errors import PaymentMalformed, PaymentPending, PaymentRefused, Unavailable
 from placet.core.models import Rate
 from placet.core.payment import identifier
-from placet.core.payment.offers import PaymentRequired as Required
-from placet.core.payment.offers import Scheme
+from placet.core.payment.offers import PaymentRequired, Scheme
 from placet.core.payment.payload import PaymentPayload, parse_header
 from placet.core.payment.prices import PriceTable, Size
 from placet.core.payment.verify import verify
@@ -56,12 +55,6 @@ class Replayed:
 
     payment: Payment
     answer: Answer
-
-
-class PaymentWanted(PaymentRequired):
-    """Nobody paid. `header` is PAYMENT-REQUIRED's value."""
-
-    header: str
 
 
 class Gate:
@@ -116,7 +109,7 @@ class Gate:
         """The value of PAYMENT-REQUIRED."""
         current = [offer for offer, prices in zip(priced.offers, priced.prices, strict=True) if prices == priced.prices[0]]
         extensions = {identifier.NAME: identifier.declaration()}
-        return Required(current, url, description, error=error, extensions=extensions).header()
+        return PaymentRequired(current, url, description, error=error, extensions=extensions).header()
 
     async def take(self, payload: PaymentPayload, request: PaidRequest, priced: Priced, mode: str) -> Taken | Replayed:
         """Take a payment for a request.
