@@ -127,8 +127,8 @@ def claim(publisher: str, output: str, **options: Any) -> None:
 
 @models.command()
 @click.argument("model")
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--kind", type=click.Choice(["tensors", "text", "embedding"]), default="tensors", show_default=True)
+@click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--kind", type=click.Choice(["tensors", "text", "embedding", "upstream"]), default="tensors", show_default=True)
 @click.option("--description", default="")
 @click.option("--license", "licence", default="")
 @click.option("--alias", default=None, help="Let this alias mean the new version, for instance prod.")
@@ -143,6 +143,8 @@ def publish(model: str, files: tuple[Path, ...], output: str, **options: Any) ->
     One .onnx file is uploaded as model.onnx whatever its name.
     """
     reference = parse_reference(model)
+    if bool(files) is (options["kind"] == "upstream"):
+        raise InvalidInput("FILES: a model of kind upstream has none, any other has some")
     found = _collect(files)
 
     async def work(client: Client) -> Any:

@@ -5,9 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from placet.core.settings import ServiceSettings
+
+
+class UpstreamSettings(BaseModel):
+    """An OpenAI-style service that a model of kind `upstream` is relayed to."""
+
+    url: str = Field(description="what /chat/completions is put behind, for instance https://llm.example/v1")
+    model: str = Field(description="the upstream's name for the model")
+    api_key_file: Path | None = None
+    tools: bool = Field(default=False, description="whether it takes tools")
+    concurrency: int = Field(default=16, ge=1, le=1024)
+    context_length: int | None = Field(default=None, ge=1)
 
 
 class InferenceSettings(ServiceSettings):
@@ -49,5 +60,9 @@ class InferenceSettings(ServiceSettings):
     proof_development_setup: bool = Field(
         default=False,
         description="make keys for models that have none; whoever runs the replica can forge with them: refused in production",
+    )
+    upstreams: dict[str, UpstreamSettings] = Field(
+        default_factory=dict,
+        description="publisher/name of models of kind upstream, and where they are relayed to: url, model, api_key_file, tools",
     )
     cuda: bool = Field(default=True, description="use the CUDA provider where it is present")

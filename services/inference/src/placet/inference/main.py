@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from pydantic import SecretStr
 
 from placet.core.admin import AdminServer
 from placet.core.db import connect, migrate, schema_problem
@@ -24,6 +25,7 @@ from placet.inference.engines.embedding import load_embedding
 from placet.inference.engines.genai import load_genai
 from placet.inference.engines.onnx import load_onnx
 from placet.inference.engines.profile import CPU
+from placet.inference.engines.upstream import Upstream, UpstreamOptions
 from placet.inference.http import V2Http
 from placet.inference.hub.inspector import Inspector
 from placet.inference.hub.service import Hub
@@ -143,7 +145,24 @@ class Inference:
                 max_waiting=settings.max_waiting,
                 context_length=manifest.context_length,
             )
-        raise InvalidInput(f"kind: {manifest.kind.value} is not run here", field="kind")
+        return self._upstream(manifest)
+
+    def _upstream(self, manifest: Manifest) -> Engine:
+        """What is relayed, as this replica's operator configured it: a manifest names no address."""
+        found = self._settings.upstreams.get(f"{manifest.publisher}/{manifest.name}")
+        if found is None:
+            raise Unavailable("this replica relays no such model")
+        key = None if found.api_key_file is None else SecretStr(found.api_key_file.read_text().strip())
+        return Upstream(
+            UpstreamOptions(
+                url=found.url,
+                model=found.model,
+                api_key=key,
+                tools=found.tools,
+                concurrency=found.concurrency,
+                context_length=found.context_length,
+            )
+        )
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)

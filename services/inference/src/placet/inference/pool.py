@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Protocol
 
 from placet.core.errors import InvalidInput, PlacetError, Unavailable
-from placet.core.models import Kind, Manifest
+from placet.core.models import Manifest
 from placet.core.objects import ObjectStore
 from placet.core.telemetry import metrics
 from placet.core.types import Hash32
-from placet.inference.engines.base import EmbeddingEngine, TensorEngine, TextEngine
+from placet.inference.engines.base import EmbeddingEngine, RelayEngine, TensorEngine, TextEngine
 from placet.inference.hub.inspector import Inspector
 from placet.inference.hub.store import VersionRow
 
 log = logging.getLogger(__name__)
 
-Engine = TensorEngine | TextEngine | EmbeddingEngine
+Engine = TensorEngine | TextEngine | EmbeddingEngine | RelayEngine
 _LOADED = metrics.gauge("placet_inference_loaded_bytes", "Files of the models in memory.", [])
 _LOADS = metrics.counter("placet_inference_model_loads_total", "Loads of a model version, by outcome.", ["outcome"])
 _RETRY_S = 10.0
@@ -137,8 +137,6 @@ class ModelPool:
 
     async def _bring(self, row: VersionRow) -> Loaded:
         manifest = row.manifest
-        if manifest.kind is Kind.UPSTREAM:
-            raise InvalidInput("model: relayed models are not run here", field="model")
         size = sum(file.size for file in manifest.files)
         if size > self._max_bytes:
             raise InvalidInput(f"model: {size} bytes; this replica holds {self._max_bytes}", field="model")

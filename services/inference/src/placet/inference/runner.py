@@ -25,8 +25,8 @@ from placet.core.receipts import Execution, Finish, Mode, ModelRef, Price, Recei
 from placet.core.telemetry import metrics
 from placet.core.tensors import Tensor
 from placet.core.types import Address, Hash32
-from placet.inference import openai
-from placet.inference.engines.base import EmbeddingEngine, TensorEngine, TextEngine
+from placet.inference import openai, relaying
+from placet.inference.engines.base import EmbeddingEngine, RelayEngine, TensorEngine, TextEngine
 from placet.inference.hub.store import HubStore, VersionRow
 from placet.inference.pool import Loaded, ModelPool
 from placet.inference.proofs.service import Proofs
@@ -50,7 +50,7 @@ MODES: Mapping[int, Mode] = {
     pb.MODE_AUDITED: Mode.AUDITED,
 }
 _KIND_OF_SURFACE: Mapping[str, frozenset[ModelKind]] = {
-    "chat.completions": frozenset({ModelKind.TEXT}),
+    "chat.completions": frozenset({ModelKind.TEXT, ModelKind.UPSTREAM}),
     "completions": frozenset({ModelKind.TEXT}),
     "embeddings": frozenset({ModelKind.EMBEDDING}),
     "tensors": frozenset({ModelKind.TENSORS}),
@@ -202,6 +202,10 @@ class Runner:
         loaded = await self._take(request)
         try:
             engine: Any = loaded.engine
+            if loaded.manifest.kind is ModelKind.UPSTREAM:
+                engine.check(request.body)
+                prompt, most = relaying.size_of(request.body, loaded.engine.info.context_length)
+                return pb.QuoteResponse(prompt_tokens=prompt, max_completion_tokens=most)
             match request.surface:
                 case "chat.completions" | "completions":
                     text = await openai.text_request(request.body, engine, chat=request.surface == "chat.completions")
@@ -291,6 +295,10 @@ class Runner:
 
     async def _plain(self, request: Request, loaded: Loaded, started_ms: int) -> AsyncIterator[Piece | Finished]:
         engine: Any = loaded.engine
+        if loaded.manifest.kind is ModelKind.UPSTREAM:
+            async for event in self._relayed(request, loaded, engine, started_ms):
+                yield event
+            return
         if request.surface in ("chat.completions", "completions"):
             async for event in self._text(request, loaded, engine, started_ms):
                 yield event
@@ -317,6 +325,20 @@ class Runner:
         except (asyncio.CancelledError, GeneratorExit):
             if progress.tokens:
                 cut = openai.cut_answer(asked, shape, progress)
+                self.usage.note(loaded.manifest, cut, _price(request.payment, cut))
+                self._publish(request, self._receipt(request, loaded, cut, started_ms))
+            raise
+
+    async def _relayed(self, request: Request, loaded: Loaded, engine: RelayEngine, started_ms: int) -> AsyncIterator[Piece | Finished]:
+        shape = openai.Shape(request.receipt_id, started_ms // 1000, request.model_name, "fp_" + loaded.row.sha256.hex()[:16], True)
+        seen = relaying.Relayed(shape, stream=bool(request.body.get("stream")))
+        try:
+            async with aclosing(relaying.relay(request.body, engine, seen, deadline=request.deadline)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    yield self._finished(request, loaded, event, started_ms) if isinstance(event, Answer) else event
+        except (asyncio.CancelledError, GeneratorExit):
+            if seen.parts:
+                cut = seen.answer(Finish.INTERRUPTED, 0, seen.parts)
                 self.usage.note(loaded.manifest, cut, _price(request.payment, cut))
                 self._publish(request, self._receipt(request, loaded, cut, started_ms))
             raise
@@ -375,7 +397,8 @@ class Runner:
             inputs = receipts.tensors_document([_digest(tensor) for tensor in request.tensors])
             body = {"inputs": inputs, "outputs": list(request.outputs), "parameters": request.body.get("parameters") or {}}
         alone = request.alone or not info.batches
-        execution = Execution(info.engine, info.provider, info.profile if alone else None)
+        relayed = getattr(loaded.engine, "relayed", None)
+        execution = Execution(info.engine, info.provider, info.profile if alone else None, relayed)
         if request.mode is Mode.ZKML:
             execution = Execution("fixed point", SYSTEM)
         receipt = Receipt(

@@ -49,7 +49,7 @@ _SUPPORTED = {
     "text": ["max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "response_format"],
     "embedding": ["encoding_format", "dimensions"],
     "tensors": [],
-    "upstream": [],
+    "upstream": ["whatever the upstream takes"],
 }
 
 
