@@ -295,6 +295,24 @@ async def test_max_price_and_keys(market: Market) -> None:
     assert (await market.post(INFER, rows(), authorization="Bearer placet_" + "0" * 16 + "_" + "0" * 64))[0] == 401
 
 
+async def test_one_command_sells_a_model(market: Market) -> None:
+    from click.testing import CliRunner
+
+    from placet.sdk.cli.serve import serve
+
+    key, file = market.file("bob.key", b"22" * 32), market.file("My Model!.onnx", onnx_files.linear())
+    given = ["--price", "0.001", "--key-file", str(key), "--gateway", market.url, "--api-key", market.network.api_key, "--output", "json"]
+    said = await asyncio.to_thread(CliRunner().invoke, serve, [str(file), *given])
+    assert said.exit_code == 0, said.output + repr(said.exception)
+    document = json.loads(said.output)
+    assert document["model"].endswith("/my-model")
+    path = document["url"].removeprefix(market.url)
+    offers = await market.offers(path, rows())
+    owner = PublisherKey(b"\x22" * 32).address
+    assert {(offer.amount, offer.pay_to, offer.asset) for offer in offers} == {(1000, owner, TOKEN)}
+    assert (await market.post(path, rows(), signed(offers[0])))[0] == 200
+
+
 # --- language models: metered, streamed, with the stock clients
 
 

@@ -33,6 +33,11 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
+    @property
+    def url(self) -> str:
+        """The gateway's."""
+        return self._url
+
     async def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         """Status and JSON of a request.
 

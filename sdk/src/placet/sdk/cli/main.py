@@ -16,6 +16,7 @@ _MODULES = {
     "policy": "policy",
     "operator": "operator",
     "models": "models",
+    "serve": "serve",
     "verify": "verify",
     "kafka": "bus",
     "topics": "bus",

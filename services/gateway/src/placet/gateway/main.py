@@ -127,7 +127,7 @@ class Gateway:
             self._routes = [
                 *OpenAiApi(inference, authenticator, paywall).routes(),
                 *V2Api(inference, authenticator, version_of("gateway"), paywall).routes(),
-                *ModelsApi(inference, authenticator).routes(self._api.guard),
+                *ModelsApi(inference, authenticator, settings.payment_assets).routes(self._api.guard),
                 *ReceiptsApi(ReceiptStore(self._database)).routes(self._api.guard),
             ]
         self._server: _Server | None = None

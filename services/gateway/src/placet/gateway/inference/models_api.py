@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -27,6 +27,7 @@ from placet.gateway.http import bounded_body, reply
 from placet.gateway.inference.routing import wants_of
 from placet.gateway.inference.service import Call, InferenceService
 from placet.gateway.keys import Authenticator
+from placet.gateway.payment.assets import PaymentAsset
 from placet.gateway.store import ApiKey
 
 MAX_DOCUMENT_BYTES = 512 << 10
@@ -44,7 +45,8 @@ Guard = Callable[[Callable[[Request, ApiKey], Awaitable[Response]]], Callable[[R
 class ModelsApi:
     """The routes of the hub."""
 
-    def __init__(self, inference: InferenceService, authenticator: Authenticator) -> None:
+    def __init__(self, inference: InferenceService, authenticator: Authenticator, assets: Sequence[PaymentAsset] = ()) -> None:
+        self._assets = tuple(assets)
         self._inference = inference
         self._auth = authenticator
 
@@ -62,6 +64,7 @@ class ModelsApi:
             Route("/api/v1/proofs/{id}", guard(self.proof), methods=["GET"]),
             Route("/api/v1/attestation", guard(self.attestation), methods=["GET"]),
             Route("/api/v1/sealed", guard(self.sealed), methods=["POST"]),
+            Route("/api/v1/payments/assets", guard(self.assets), methods=["GET"]),
             Route("/api/v1/nodes", guard(self.nodes), methods=["GET"]),
             Route("/api/v1/blobs/{sha256}", guard(self.upload), methods=["PUT"]),
             Route("/api/v1/blobs/{sha256}", guard(self.has), methods=["HEAD"]),
@@ -201,6 +204,10 @@ class ModelsApi:
                         {**orjson.loads(event.finished.body), "placet": said}, headers={"placet-receipt-id": hex0x(opened.receipt_id)}
                     )
         raise Unavailable("the answer ended before its end")
+
+    async def assets(self, request: Request, key: ApiKey) -> Response:
+        """Tokens that models may be priced in here."""
+        return reply({"assets": [item.model_dump() for item in self._assets]})
 
     async def nodes(self, request: Request, key: ApiKey) -> Response:
         """Replicas that answer now, and the keys that they sign receipts with, as they say themselves."""

@@ -23,6 +23,7 @@ class PaymentAsset(BaseModel):
     name: str = Field(description="the token's EIP-712 name")
     version: str = Field(default="2", description="the token's EIP-712 version")
     methods: list[Literal["eip3009", "permit2"]] = Field(default=["eip3009"], min_length=1)
+    decimals: int = Field(default=6, ge=0, le=36, description="for people: amounts here are in atomic units")
     facilitator: str | None = Field(default=None, description="settlement's address; with it `upto` is offered, through Permit2")
 
 
