@@ -1,12 +1,13 @@
 """The check at admission, on policies that hide what they call."""
 
 import json
+import random
 import time
 from pathlib import Path
 
 import pytest
 
-from placet.sandbox.check import BUILTINS, DENIED, check_policy
+from placet.sandbox.check import BUILTINS, DENIED, _on_cycles, check_policy
 from placet.sandbox.errors import EvaluationFailed
 from placet.sandbox.rego import RegoEngine
 
@@ -160,3 +161,37 @@ def test_the_documented_example_passes(rego: RegoEngine) -> None:
 
     assert Manifest.parse(manifest.encode()).consensus_rules
     assert json.loads(manifest)
+
+
+def _reach_themselves(graph: dict[str, set[str]]) -> list[str]:
+    """The definition, name by name."""
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [name]
+        while ahead:
+            fresh = graph.get(ahead.pop(), set()) - seen
+            seen |= fresh
+            ahead += fresh
+        return seen
+
+    return sorted(name for name in graph if name in reached(name))
+
+
+def test_names_on_cycles_are_those_that_reach_themselves() -> None:
+    rng = random.Random(11)
+    for _ in range(500):
+        names = [f"f{number}" for number in range(rng.randrange(1, 12))]
+        graph = {name: {rng.choice([*names, "elsewhere"]) for _ in range(rng.randrange(3))} for name in names}
+        assert _on_cycles(graph) == _reach_themselves(graph)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_29_cycles_are_found_in_time_linear_in_the_calls(closed: bool) -> None:
+    """A MiB of source holds some 50,000 functions; removing what calls nothing, round by round, took a round for each of a chain."""
+    count = 50_000
+    chain = {f"f{number}": {f"f{number + 1}"} for number in range(count)}
+    chain[f"f{count}"] = {"f0"} if closed else set()
+    began = time.process_time()
+    assert len(_on_cycles(chain)) == (count + 1 if closed else 0)
+    assert time.process_time() - began < 5.0

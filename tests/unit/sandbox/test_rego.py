@@ -364,3 +364,14 @@ def test_a_value_or_a_request_over_its_limit_denies(evaluate: Evaluate) -> None:
     with pytest.raises(EvaluationFailed) as failed:
         evaluate("x := 1", json.dumps("a" * (9 << 20)))
     assert failed.value.kind == "size"
+
+
+def test_17_a_first_try_with_less_fuel_gives_the_same_answer_or_none(rego: RegoEngine) -> None:
+    policy = rego.prepare(PolicySource({"p.rego": "package p\nx := count(numbers.range(1, 2000))"}, "data.p.x"))
+    whole = policy.evaluate("{}")
+    assert policy.evaluate("{}", fuel=whole.fuel) == whole
+    with pytest.raises(EvaluationFailed) as failed:
+        policy.evaluate("{}", fuel=whole.fuel // 2)
+    assert failed.value.kind == "fuel"
+    assert policy.evaluate("{}", fuel=10**12) == whole, "never more than the policy's own"
+    assert policy.evaluate("{}") == whole

@@ -130,7 +130,7 @@ async def test_a_full_queue_says_so_at_once(sandbox_cache: Path) -> None:
         first = asyncio.create_task(pool.evaluate("slow", SLOW, "{}", deadline_s=5))
         await until(lambda: len(pool._busy) == 1)
         second = asyncio.create_task(pool.evaluate("slow", SLOW, "{}", deadline_s=5))
-        await until(lambda: pool._waiting == 1)
+        await until(lambda: pool.waiting == 1)
         with pytest.raises(PoolBusy):
             await pool.evaluate("slow", SLOW, "{}")
         for task in (first, second):
@@ -273,3 +273,38 @@ def test_errors_cross_the_pipe_whole(error: Any) -> None:
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert wire.error_to_wire(copy) == wire.error_to_wire(error)
+
+
+async def test_workers_that_are_not_kept_start_on_demand_and_end_with_their_work(sandbox_cache: Path) -> None:
+    async with WorkerPool(cache_dir=sandbox_cache, size=2, ready=0, keep=0) as pool:
+        assert pids(pool) == set()
+        assert await pool.check({"p.rego": "package p\nx := 1"}, "data.p.x") == []
+        await until(lambda: not pool._replacing)
+        assert pids(pool) == set()
+        assert await pool.check({"p.rego": "package p\nx := 1"}, "data.p.y") != []
+        assert pool.restarts == 0
+
+
+async def test_21_an_expensive_policy_leaves_a_worker_for_others(pool: WorkerPool) -> None:
+    running = [asyncio.create_task(pool.evaluate("slow", SLOW, "{}", deadline_s=5)) for _ in range(3)]
+    await until(lambda: len(pool._busy) == 1)
+    assert (await pool.evaluate("one", PolicySource({"p.rego": "package p\nx := 1"}, "data.p.x"), "{}", deadline_s=2)).value_json == "1"
+    assert not any(task.done() for task in running)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_requests_that_are_cancelled_while_they_wait_leave_all_places_behind(pool: WorkerPool) -> None:
+    source = PolicySource({"p.rego": "package p\nx := 1"}, "data.p.x")
+    for turns in range(12):
+        requests = [asyncio.create_task(pool.evaluate("one", source, "{}")) for _ in range(8)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for request in requests[::2]:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await until(lambda: not pool._replacing)
+    assert pool.waiting == 0
+    assert pool._queue.free == 2
+    assert (await pool.evaluate("one", source, "{}")).value_json == "1"

@@ -284,23 +284,42 @@ def _nodes(root: Node) -> Iterator[tuple[Node, int]]:
 
 
 def _on_cycles(graph: Mapping[str, set[str]]) -> list[str]:
-    """Names that can reach themselves. Removes, again and again, what calls nothing that is left."""
-    left = {name: {n for n in called if n in graph} for name, called in graph.items()}
-    while leaves := {name for name, called in left.items() if not called & left.keys()}:
-        for name in leaves:
-            del left[name]
-    # What is left also holds functions that only lead to a cycle: keep those that reach themselves.
-    return sorted(name for name in left if _reaches(left, name))
-
-
-def _reaches(graph: Mapping[str, set[str]], name: str) -> bool:
-    seen: set[str] = set()
-    stack = list(graph[name])
-    while stack:
-        at = stack.pop()
-        if at == name:
-            return True
-        if at not in seen:
-            seen.add(at)
-            stack.extend(graph.get(at, ()))
-    return False
+    """Names that can reach themselves, in time linear in names and calls: those that share a strongly connected component with
+    another name, or call themselves (Tarjan 1972, without recursion: the graph is a stranger's)."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    open_names: list[str] = []
+    is_open: set[str] = set()
+    found: list[str] = []
+    for root in graph:
+        if root in number:
+            continue
+        path: list[tuple[str, Iterator[str]]] = []
+        following: str | None = root
+        while following is not None or path:
+            if following is not None:
+                number[following] = low[following] = len(number)
+                open_names.append(following)
+                is_open.add(following)
+                path.append((following, iter(graph[following])))
+                following = None
+            name, calls = path[-1]
+            for called in calls:
+                if called in graph and called not in number:
+                    following = called
+                    break
+                if called in is_open:
+                    low[name] = min(low[name], number[called])
+            if following is not None:
+                continue
+            path.pop()
+            if path:
+                low[path[-1][0]] = min(low[path[-1][0]], low[name])
+            if low[name] == number[name]:
+                component: list[str] = []
+                while not component or component[-1] != name:
+                    component.append(open_names.pop())
+                is_open.difference_update(component)
+                if len(component) > 1 or name in graph[name]:
+                    found += component
+    return sorted(found)

@@ -294,12 +294,18 @@ class CompiledPolicy:
     def image_bytes(self) -> int:
         return len(self._image)
 
-    def evaluate(self, input_json: str, *, data: Sequence[DataSection] = (), now_ns: int | None = None) -> Evaluation:
+    def evaluate(
+        self, input_json: str, *, data: Sequence[DataSection] = (), now_ns: int | None = None, fuel: int | None = None
+    ) -> Evaluation:
         """The value of the entrypoint. `now_ns` is what `time.now_ns()` yields: the task's timestamp; without it, asking is an error.
+
+        `fuel` is for a first try with less than the policy's own: it changes no outcome but one, and who gives it takes an
+        `EvaluationFailed` of kind "fuel" for no decision.
 
         Raises `EvaluationFailed` (deny) or `SandboxUnavailable` (abstain).
         """
-        return self._run(_EVALUATE, self.entrypoint, input_json, data, now_ns, self.limits.fuel, MAX_VALUE_BYTES)
+        fuel = self.limits.fuel if fuel is None else min(fuel, self.limits.fuel)
+        return self._run(_EVALUATE, self.entrypoint, input_json, data, now_ns, fuel, MAX_VALUE_BYTES)
 
     def explain(self, input_json: str, *, data: Sequence[DataSection] = (), now_ns: int | None = None) -> Explanation:
         """Value, prints and coverage of one evaluation. Costs some 20 % more, so fuel is doubled and not comparable."""

@@ -2,7 +2,8 @@
 
 Workers give parallelism, and a way to stop what does not stop: fuel and memory limits already bound every run. A worker
 runs one request at a time; it is killed when a request's deadline has passed, replaced when it dies or has served its
-share, and dies with this process. Whatever a worker's death interrupts is `SandboxUnavailable`, never a decision.
+share, and dies with this process. Whatever a worker's death interrupts is `SandboxUnavailable`, never a decision. Those who
+wait are served as `placet.sandbox.fair` says, so one policy or component leaves workers for the others.
 
     async with WorkerPool(cache_dir=Path("/var/lib/placet/sandbox"), size=4) as pool:
         result = await pool.evaluate(policy_id, source, input_json, data=sections, now_ns=timestamp * 10**9)
@@ -15,7 +16,8 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Self, TypeVar
 from placet.sandbox import wire
 from placet.sandbox.check import Finding
 from placet.sandbox.errors import SandboxUnavailable
+from placet.sandbox.fair import FairQueue
 from placet.sandbox.manifest import Manifest
 from placet.sandbox.policydata import AdmissionLimits, Admitted, ComponentRun, RunRequest
 from placet.sandbox.rego import DataSection, Evaluation, Explanation, PolicySource
@@ -38,6 +41,8 @@ _T = TypeVar("_T")
 _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from placet.sandbox.worker import main; main(sys.argv[2:])"
 _START_TIMEOUT_S = 60.0
 _COMPONENT_GRACE_S = 2.0
+BRIEF_FUEL = 2_000_000_000
+"""An evaluation with at most this much is over within half a second on any machine worth using."""
 
 
 class PoolBusy(SandboxUnavailable):
@@ -45,13 +50,19 @@ class PoolBusy(SandboxUnavailable):
 
 
 class WorkerPool:
-    """`size` workers; at most `queue_limit` requests wait for one. A worker is replaced after `recycle_after` requests."""
+    """`size` workers; at most `queue_limit` requests wait for one. A worker is replaced after `recycle_after` requests.
+
+    `ready` workers are started at once (default: all), the others when they are needed; `keep` (default: all) stay when nothing is to do.
+    A request's `owner` is whom it is counted for, its `line` what takes turns inside an owner: a policy and a batch, say.
+    """
 
     def __init__(
         self,
         *,
         cache_dir: Path,
         size: int = 2,
+        ready: int | None = None,
+        keep: int | None = None,
         queue_limit: int = 1_024,
         recycle_after: int = 10_000,
         image_budget_bytes: int = 256 << 20,
@@ -61,6 +72,8 @@ class WorkerPool:
             raise ValueError("a pool has at least one worker")
         self._cache_dir = cache_dir
         self._size = size
+        self._ready = size if ready is None else ready
+        self._keep = size if keep is None else keep
         self._queue_limit = queue_limit
         self._recycle_after = recycle_after
         self._image_budget_bytes = image_budget_bytes
@@ -68,8 +81,7 @@ class WorkerPool:
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         self._replacing: set[asyncio.Task[None]] = set()
-        self._places = asyncio.Semaphore(size)
-        self._waiting = 0
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(size)
         self._closed = False
         self.restarts = 0
         """Workers that were replaced because they died or were killed."""
@@ -77,13 +89,20 @@ class WorkerPool:
     async def start(self) -> None:
         """Starts the workers. The first fills the caches alone, so that a cold start compiles the engine once."""
         self._cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._ready:
+            return
         self._idle.append(await self._spawn())
-        others = await asyncio.gather(*(self._spawn() for _ in range(self._size - 1)), return_exceptions=True)
+        others = await asyncio.gather(*(self._spawn() for _ in range(self._ready - 1)), return_exceptions=True)
         self._idle.extend(process for process in others if isinstance(process, _Process))
         for failure in others:
             if isinstance(failure, BaseException):
                 await self.close()
                 raise failure
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a worker."""
+        return self._queue.waiting
 
     async def close(self) -> None:
         """Ends the workers. Requests that still run end as `SandboxUnavailable`."""
@@ -114,7 +133,8 @@ class WorkerPool:
     ) -> Evaluation:
         """As `CompiledPolicy.evaluate`. `key` is the policyId: it must name `source`, data and limits included."""
         message = _evaluation(key, input_json, data, now_ns, explain=False)
-        return await self._ask(message, wire.evaluation_from_wire, deadline_s or self._evaluation_deadline_s, key, source)
+        deadline = deadline_s or self._evaluation_deadline_s
+        return await self._ask(message, wire.evaluation_from_wire, deadline, owner=key, line=None, key=key, source=source)
 
     async def explain(
         self,
@@ -128,19 +148,22 @@ class WorkerPool:
     ) -> Explanation:
         """As `CompiledPolicy.explain`."""
         message = _evaluation(key, input_json, data, now_ns, explain=True)
-        return await self._ask(message, wire.explanation_from_wire, deadline_s or self._evaluation_deadline_s, key, source)
+        deadline = deadline_s or self._evaluation_deadline_s
+        return await self._ask(message, wire.explanation_from_wire, deadline, owner=key, line=None, key=key, source=source)
 
-    async def check(self, modules: Mapping[str, str], entrypoint: str) -> list[Finding]:
+    async def check(self, modules: Mapping[str, str], entrypoint: str, *, owner: Hashable = "check") -> list[Finding]:
         """As `check_policy`."""
         message = {"do": "check", "modules": dict(modules), "entrypoint": entrypoint}
-        return await self._ask(message, lambda answer: [Finding(*row) for row in answer["findings"]], self._evaluation_deadline_s)
+        return await self._ask(message, _findings, self._evaluation_deadline_s, owner=owner, line=None)
 
     async def syntax_json(self, modules: Mapping[str, str]) -> str:
         """As `RegoEngine.syntax_json`."""
         message = {"do": "syntax", "modules": dict(modules)}
-        return await self._ask(message, lambda answer: str(answer["syntax"]), self._evaluation_deadline_s)
+        return await self._ask(message, lambda answer: str(answer["syntax"]), self._evaluation_deadline_s, owner="check", line=None)
 
-    async def admit_component(self, component: bytes, manifest: bytes, limits: AdmissionLimits | None = None) -> Admitted:
+    async def admit_component(
+        self, component: bytes, manifest: bytes, limits: AdmissionLimits | None = None, *, owner: Hashable = "admission"
+    ) -> Admitted:
         """As `ComponentEngine.admit`. `manifest` is the published bytes. Raises `ManifestError` too."""
         Manifest.parse(manifest)
         limits = limits or AdmissionLimits()
@@ -150,7 +173,7 @@ class WorkerPool:
             "manifest": manifest.decode(),
             "limits": asdict(limits),
         }
-        return await self._ask(message, lambda answer: Admitted(**{**answer, "imports": tuple(answer["imports"])}), limits.wall_s + 10)
+        return await self._ask(message, _admitted, limits.wall_s + 10, owner=owner, line=None)
 
     async def run_component(
         self,
@@ -161,8 +184,13 @@ class WorkerPool:
         *,
         digest_key: bytes = b"",
         replay: Transcript | None = None,
+        owner: Hashable | None = None,
+        line: Hashable = None,
     ) -> ComponentRun:
-        """As `ComponentEngine.run`; fetching happens in the worker. Killed two seconds after the manifest's deadline."""
+        """As `ComponentEngine.run`; fetching happens in the worker. Killed two seconds after the manifest's deadline.
+
+        Counted for `owner`, by default the component.
+        """
         parsed = Manifest.parse(manifest)
         message = {
             "do": "run",
@@ -173,28 +201,27 @@ class WorkerPool:
             "digest_key": base64.b64encode(digest_key).decode(),
             "replay": replay.to_json() if replay is not None else None,
         }
-        return await self._ask(message, wire.run_from_wire, parsed.limits.deadline_ms / 1_000 + _COMPONENT_GRACE_S)
+        deadline = parsed.limits.deadline_ms / 1_000 + _COMPONENT_GRACE_S
+        return await self._ask(message, wire.run_from_wire, deadline, owner=sha256 if owner is None else owner, line=line)
 
     async def _ask(
         self,
         message: wire.Message,
         decode: Callable[[wire.Message], _T],
         deadline_s: float,
+        *,
+        owner: Hashable,
+        line: Hashable,
         key: str | None = None,
         source: PolicySource | None = None,
     ) -> _T:
-        self._check_open()
-        if self._places.locked() and self._waiting >= self._queue_limit:
-            raise PoolBusy(f"{self._waiting} requests are waiting")
-        self._waiting += 1
-        try:
-            await self._places.acquire()
-        finally:
-            self._waiting -= 1
+        brief = source is not None and source.limits.fuel <= BRIEF_FUEL
+        await self._place(owner, line, brief=brief)
+        began = time.monotonic()
         try:
             process = await self._take(key)
         except BaseException:
-            self._places.release()
+            self._vacate(owner, began)
             raise
         sound = False
         self._busy.add(process)
@@ -211,7 +238,7 @@ class WorkerPool:
         finally:
             # A cancelled request leaves its worker busy: it goes too.
             self._busy.discard(process)
-            self._give_back(process, key, sound=sound)
+            self._give_back(process, key, owner, began, sound=sound)
         try:
             if "error" not in answer:
                 return decode(answer["ok"])
@@ -219,6 +246,37 @@ class WorkerPool:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise SandboxUnavailable("the worker answered in another form") from None
         raise failure
+
+    async def _place(self, owner: Hashable, line: Hashable, *, brief: bool) -> None:
+        """Wait for a place. Those that wait have places, too: an owner gets one while it has fewer than are left."""
+        self._check_open()
+        queue = self._queue
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.put(owner, line, turn, brief=brief)
+        self._serve()
+        if not turn.done() and queue.waiting_of(owner) > self._queue_limit + 1 - queue.waiting:
+            queue.discard(owner, line, turn)
+            raise PoolBusy(f"{queue.waiting} requests are waiting")
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                queue.discard(owner, line, turn)
+            else:
+                self._vacate(owner, time.monotonic())
+            raise
+
+    def _serve(self) -> None:
+        while (following := self._queue.take()) is not None:
+            owner, turn = following
+            if turn.cancelled():
+                self._queue.give_back(owner, 0.0)
+            else:
+                turn.set_result(None)
+
+    def _vacate(self, owner: Hashable, began: float) -> None:
+        self._queue.give_back(owner, time.monotonic() - began)
+        self._serve()
 
     async def _take(self, key: str | None) -> _Process:
         """An idle worker, one that has the policy prepared if there is one; else a new one."""
@@ -240,29 +298,29 @@ class WorkerPool:
         if self._closed:
             raise SandboxUnavailable("the pool is closed")
 
-    def _give_back(self, process: _Process, key: str | None, *, sound: bool) -> None:
+    def _give_back(self, process: _Process, key: str | None, owner: Hashable, began: float, *, sound: bool) -> None:
         process.served += 1
-        if sound and not self._closed and process.served < self._recycle_after:
+        if sound and not self._closed and process.served < self._recycle_after and len(self._idle) < self._keep:
             if key is not None:
                 process.keys.add(key)
             self._idle.append(process)
-            self._places.release()
+            self._vacate(owner, began)
             return
         self.restarts += not sound
-        replacing = asyncio.create_task(self._replace(process, gently=sound))
+        replacing = asyncio.create_task(self._replace(process, owner, began, gently=sound))
         self._replacing.add(replacing)
         replacing.add_done_callback(self._replacing.discard)
 
-    async def _replace(self, process: _Process, *, gently: bool) -> None:
+    async def _replace(self, process: _Process, owner: Hashable, began: float, *, gently: bool) -> None:
         """Ends a worker and starts another in its place, which is free only then."""
         try:
             await process.end(gently=gently)
-            if not self._closed:
+            if not self._closed and len(self._idle) < self._keep:
                 # If it does not start, the next request tries again and says why.
                 with suppress(SandboxUnavailable):
                     self._idle.append(await self._spawn())
         finally:
-            self._places.release()
+            self._vacate(owner, began)
 
     async def _spawn(self) -> _Process:
         # An empty environment: nothing this service was configured with is in a process that runs strangers' code.
@@ -304,6 +362,14 @@ def _evaluation(key: str, input_json: str, data: Sequence[DataSection], now_ns: 
         "now_ns": now_ns,
         "explain": explain,
     }
+
+
+def _findings(answer: wire.Message) -> list[Finding]:
+    return [Finding(*row) for row in answer["findings"]]
+
+
+def _admitted(answer: wire.Message) -> Admitted:
+    return Admitted(**{**answer, "imports": tuple(answer["imports"])})
 
 
 class _Process:
