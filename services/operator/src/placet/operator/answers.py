@@ -20,18 +20,17 @@ from placet.core.decision import early_denial, is_of_policy
 from placet.core.digests import action_key, leaf_struct_hash
 from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
 from placet.core.errors import PlacetError, VerificationFailed
-from placet.core.evidence import EvidenceRecord
 from placet.core.evm.reader import BlockState
 from placet.core.evm.rpc import RpcError
 from placet.core.keccak import keccak256
 from placet.core.merkle import leaf_hash, root_and_proofs
-from placet.core.messages import Abstention, DecidedTask, GroupResponse, Observation, Response, TaskObservation
+from placet.core.messages import Abstention, GroupResponse, Observation, Response, TaskObservation
 from placet.core.objects import ObjectStore
 from placet.core.proposals import fetch_observation, open_observations
 from placet.core.telemetry import metrics, names
 from placet.core.telemetry.scope import tracer
 from placet.core.types import ZERO_HASH, Address, Certificate, Hash32, hex0x
-from placet.operator.evaluation import Evaluator, TaskToDecide
+from placet.operator.evaluation import Decided, Evaluator, OverBudget, TaskToDecide, Undecided
 from placet.operator.evidence_store import EvidenceStore
 from placet.operator.observing import ObservationFailed, Observer
 from placet.operator.policies import LoadedPolicy
@@ -41,6 +40,7 @@ from placet.operator.signing_log import LeafConflict, LeafEntry, SigningLog
 log = logging.getLogger(__name__)
 
 BATCHES = metrics.counter("placet_operator_batches_total", "Batches handled, by outcome.", ["outcome"])
+_LEFT_FOR_A_PROPOSAL_S = 10.0
 _TASKS = metrics.counter("placet_operator_tasks_total", "Tasks decided or abstained from.", ["outcome"])
 
 
@@ -68,6 +68,8 @@ class Run:
     observation: Observation | None = None
     computed: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
     """Outputs of components that reach nothing outside: computed here, agreed by construction."""
+    decided: dict[int, Decided] = field(default_factory=dict)
+    """Without observations: what was decided stays so, in whatever group it is signed."""
     proposal: asyncio.Future[Message] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -99,12 +101,22 @@ def why_not(error: Exception) -> tuple[str, str]:
     """Code and text of an abstention. A defect's text stays here."""
     if isinstance(error, LeafConflict):
         return "equivocation_refused", str(error)
+    if isinstance(error, OverBudget):
+        return "batch_budget", str(error)
+    if isinstance(error, ObservationFailed):
+        return error.code, error.message
     return ("unavailable", str(error)) if isinstance(error, PlacetError | RpcError) else ("internal", type(error).__name__)
 
 
 def _abstentions_from(tasks: Sequence[int], already: Sequence[Abstention], code: str, message: str) -> list[Abstention]:
     spared = {item.task for item in already}
     return [Abstention(task, code, message) for task in tasks if task not in spared]
+
+
+def _failed_tasks(context: BatchContext, group: Group, error: LeafConflict | Undecided) -> list[Abstention]:
+    if isinstance(error, LeafConflict):
+        return [Abstention(task, *why_not(error)) for task in group.tasks if context.task_ids[task] in error.tasks]
+    return [Abstention(task, *why_not(failure)) for task, failure in sorted(error.failures.items())]
 
 
 class Answers:
@@ -180,33 +192,57 @@ class Answers:
         else:
             await self._respond(run, whole_batch(len(context.batch.tasks), run.state.operators), (), ZERO_HASH)
 
-    async def _look(self, run: Run) -> tuple[list[TaskObservation], list[Abstention]]:
-        """Run the policy's components for every task not abstained from."""
+    async def _look(self, run: Run, indices: Sequence[int], deadline: float) -> tuple[list[TaskObservation], dict[int, Exception]]:
+        """Run the policy's components for tasks until a time (unix seconds): what was seen, and why the others were not."""
         context = run.context
-        deadline = context.batch.timestamp + context.batch.observe_for_ms / 1000
-        spared = {item.task for item in run.abstentions}
-        indices = [index for index in range(len(context.batch.tasks)) if index not in spared]
         with tracer("placet.operator").start_as_current_span(names.OBSERVE, attributes={names.BATCH_TASKS: len(indices)}):
             results = await asyncio.gather(
                 *(self._observer.observe(run.loaded, context, index, run.state, deadline) for index in indices), return_exceptions=True
             )
         seen: list[TaskObservation] = []
-        missed = list(run.abstentions)
+        missed: dict[int, Exception] = {}
         for index, result in zip(indices, results, strict=True):
             if isinstance(result, TaskObservation):
                 seen.append(result)
-            elif isinstance(result, ObservationFailed):
-                missed.append(Abstention(index, result.code, result.message))
+            elif isinstance(result, Exception):
+                missed[index] = result
+                if not isinstance(result, ObservationFailed):
+                    log.error("observing failed", exc_info=result)
             else:
-                log.error("observing failed", exc_info=result)
-                missed.append(Abstention(index, "internal", type(result).__name__))
-        return seen, sorted(missed, key=lambda item: item.task)
+                raise result
+        return seen, missed
+
+    def _not_spared(self, run: Run) -> list[int]:
+        spared = {item.task for item in run.abstentions}
+        return [index for index in range(len(run.context.batch.tasks)) if index not in spared]
 
     async def _compute(self, run: Run) -> None:
-        """Components that reach nothing outside: their outputs are a function of the task, so nobody needs to agree on them."""
-        seen, missed = await self._look(run)
+        """Components that reach nothing outside: their outputs are a function of the task, so nobody needs to agree on them.
+
+        What is not computed while the others observe is abstained from; after that time, as after a restart, this operator has vouched
+        for its tasks, or somebody waits for nothing but its answer.
+        """
+        batch = run.context.batch
+        observing_ends = batch.timestamp + batch.observe_for_ms / 1000
+        deadline = observing_ends if self._clock() < observing_ends else batch.timestamp + limits.BATCH_LIFETIME_S
+        seen, missed = await self._look(run, self._not_spared(run), deadline)
         run.computed = {item.task: item.outputs for item in seen}
-        run.abstentions = tuple(missed)
+        added = [Abstention(index, *why_not(error)) for index, error in missed.items()]
+        run.abstentions = tuple(sorted([*run.abstentions, *added], key=lambda item: item.task))
+
+    async def _compute_missing(self, run: Run, tasks: Sequence[int]) -> None:
+        """Compute, for a group that names this operator, what it vouched for and does not have: it may be another process since.
+
+        Raises:
+            Undecided: some cannot be computed here.
+        """
+        missing = [index for index in tasks if index not in run.computed]
+        if run.loaded.needs_observation or not run.loaded.data or not missing:
+            return
+        seen, missed = await self._look(run, missing, run.context.batch.timestamp + limits.BATCH_LIFETIME_S)
+        run.computed.update({item.task: item.outputs for item in seen})
+        if missed:
+            raise Undecided(missed, ())
 
     async def _observe(self, run: Run) -> None:
         context = run.context
@@ -214,8 +250,11 @@ class Answers:
         if stored is not None:
             run.observation = await self._observation_of(stored, len(context.batch.tasks))
             return
-        seen, missed = await self._look(run)
-        observation = Observation(tuple(seen), tuple(missed), self._identity.runtime_id)
+        deadline = context.batch.timestamp + context.batch.observe_for_ms / 1000
+        seen, missed = await self._look(run, self._not_spared(run), deadline)
+        added = [Abstention(index, *why_not(error)) for index, error in missed.items()]
+        abstentions = tuple(sorted([*run.abstentions, *added], key=lambda item: item.task))
+        observation = Observation(tuple(seen), abstentions, self._identity.runtime_id)
         run.observation = await self._publish_observation(context, observation)
 
     async def _publish_observation(self, context: BatchContext, observation: Observation) -> Observation:
@@ -268,6 +307,8 @@ class Answers:
             raise Refused("too_late", "too late to sign")
         if await self._log.sent(run.id, Kind.RESPONSE, proposal_digest) is not None:
             return  # `resend` has sent it
+        # A whole batch is answered while there is time for a Proposal: what is not decided by then fails alone.
+        until = batch.timestamp + limits.BATCH_LIFETIME_S - (_LEFT_FOR_A_PROPOSAL_S if proposal_digest == ZERO_HASH else 0.0)
         groups: list[GroupResponse] = []
         abstentions: list[Abstention] = list(run.abstentions)
         for group in agreement.groups:
@@ -275,28 +316,30 @@ class Answers:
                 abstentions += _abstentions_from(group.tasks, abstentions, "outvoted", "what was observed here is not what was agreed")
                 continue
             try:
-                groups.append(await self._sign_group(run, agreement, group, observations))
+                groups.append(await self._sign_group(run, agreement, group, observations, until))
             except PASSED_ON:
                 raise
-            except LeafConflict as error:
-                clashing = [task for task in group.tasks if context.task_ids[task] in error.tasks]
+            except (LeafConflict, Undecided) as error:
+                failed = _failed_tasks(context, group, error)
                 log.warning("batch %s: %s", hex0x(run.id), error)
                 if proposal_digest == ZERO_HASH:
-                    await self._vouch_for_the_rest(run, clashing, error)
+                    await self._vouch_for_the_rest(run, failed)
                     return
-                abstentions += _abstentions_from(clashing, abstentions, *why_not(error))
-                rest = [task for task in group.tasks if task not in clashing]
-                abstentions += _abstentions_from(rest, abstentions, "no_signature", "its group holds a task that was signed otherwise")
+                abstentions += [item for item in failed if item.task not in {other.task for other in abstentions}]
+                text = "its group holds a task that was not decided here, or signed otherwise"
+                abstentions += _abstentions_from(group.tasks, abstentions, "no_signature", text)
             except Exception as error:
                 code, message = why_not(error)
                 log.warning("batch %s: group abstained from: %s", hex0x(run.id), error, exc_info=error if code == "internal" else None)
                 abstentions += _abstentions_from(group.tasks, abstentions, code, message)
-        for failed in agreement.failed:
-            abstentions += _abstentions_from([failed.task], abstentions, "no_agreement", failed.message)
+        for disagreed in agreement.failed:
+            abstentions += _abstentions_from([disagreed.task], abstentions, "no_agreement", disagreed.message)
         if not groups and proposal_digest == ZERO_HASH:
             await self._publish_observation(context, self._all_abstain(context, abstentions[0].code, abstentions[0].message))
             return
-        response = Response(tuple(groups), tuple(sorted(abstentions, key=lambda item: item.task)), self._identity.runtime_id)
+        signed = {item.task for group in groups for item in group.decided}
+        missing = sorted((item for item in abstentions if item.task not in signed), key=lambda item: item.task)
+        response = Response(tuple(groups), tuple(missing), self._identity.runtime_id)
         envelope = seal(
             self._bus_signer,
             kind=Kind.RESPONSE,
@@ -316,24 +359,45 @@ class Answers:
         vouched = tuple(TaskObservation(i, (), ()) for i in range(len(run.context.batch.tasks)) if i not in spared)
         await self._publish_observation(run.context, Observation(vouched, tuple(abstentions), self._identity.runtime_id))
 
-    async def _vouch_for_the_rest(self, run: Run, clashing: Sequence[int], error: LeafConflict) -> None:
+    async def _vouch_for_the_rest(self, run: Run, failed: Sequence[Abstention]) -> None:
         """A batch that may not be signed whole: a Proposal will make a group of the rest."""
-        added = _abstentions_from(clashing, run.abstentions, *why_not(error))
+        known = {item.task for item in run.abstentions}
+        added = [item for item in failed if item.task not in known]
         run.abstentions = tuple(sorted([*run.abstentions, *added], key=lambda item: item.task))
         await self._vouch(run, run.abstentions)
 
-    async def _sign_group(self, run: Run, agreement: Agreement, group: Group, observations: Sequence[bytes]) -> GroupResponse:
-        context, batch, policy = run.context, run.context.batch, run.loaded.policy
+    async def _decide(self, run: Run, agreement: Agreement, group: Group, observations: Sequence[bytes], until: float) -> list[Decided]:
+        """The decisions on a group's tasks. Raises Undecided, naming those that have none here."""
+        batch, known = run.context.batch, run.decided
+        await self._compute_missing(run, group.tasks)
         tasks = [
             TaskToDecide(
                 index,
                 run.state.sequences.get((batch.tasks[index].policy_client, batch.tasks[index].intent.sender), 0),
                 agreement.agreed[index].outputs if run.loaded.needs_observation else run.computed.get(index, ()),
+                until,
             )
             for index in group.tasks
+            if index not in known
         ]
-        with tracer("placet.operator").start_as_current_span(names.EVALUATE, attributes={names.BATCH_TASKS: len(tasks)}):
-            results: list[tuple[DecidedTask, EvidenceRecord]] = await self._evaluator.decide(run.loaded, context, tasks, observations)
+        results: Sequence[Decided] = ()
+        try:
+            with tracer("placet.operator").start_as_current_span(names.EVALUATE, attributes={names.BATCH_TASKS: len(tasks)}):
+                results = await self._evaluator.decide(run.loaded, run.context, tasks, observations) if tasks else ()
+        except Undecided as error:
+            results = error.decided
+            if self._clock() > batch.timestamp + limits.BATCH_LIFETIME_S:
+                raise Refused("too_late", "deciding took until it was too late to sign") from None
+            raise
+        finally:
+            if not run.loaded.needs_observation:
+                known.update({item[0].task: item for item in results})
+        made = {item[0].task: item for item in results} | known
+        return [made[index] for index in group.tasks]
+
+    async def _sign_group(self, run: Run, agreement: Agreement, group: Group, observations: Sequence[bytes], until: float) -> GroupResponse:
+        batch, policy = run.context.batch, run.loaded.policy
+        results = await self._decide(run, agreement, group, observations, until)
         await self._evidence.put([record for _, record in results], batch.timestamp)
         decided = [item for item, _ in results]
         leaves = [leaf_hash(leaf_struct_hash(item.leaf)) for item in decided]
