@@ -27,6 +27,7 @@ from placet.operator.config import OperatorSettings
 from placet.operator.observing import ObservationFailed
 from placet.operator.policies import LoadedPolicy, PolicyDataInfo
 from placet.sandbox.chain import ChainEndpoint
+from placet.sandbox.check import Finding
 from placet.sandbox.errors import EvaluationFailed, SandboxUnavailable
 from placet.sandbox.manifest import NEWTON_WORLD, ConsensusRule, Manifest, ManifestError
 from placet.sandbox.policydata import ComponentFailed, ComponentRejected, RunContext, RunRequest, runtime_id
@@ -53,17 +54,24 @@ def load_secrets(path: Path | None) -> Mapping[str, Mapping[str, str]]:
         raise InvalidInput(f"secrets file: {type(error).__name__}", field="secrets_file") from None
 
 
+_ADMISSION_WORKERS = 2
+"""One for what is announced, which is admitted one after the other; one for a policy that a batch waits for."""
+
+
 class Components:
-    """Admits and runs components. One worker pool an operator."""
+    """Admits and runs components, in workers of their own: what is compiled or checked takes none from those that observe. Of the latter
+    a policy gets another while it has fewer than are left, and tasks of policies and batches take turns."""
 
     def __init__(self, settings: OperatorSettings) -> None:
         self._rpc_urls = {chain.id: tuple(chain.rpc) for chain in settings.chains}
         self._secrets = load_secrets(settings.secrets_file)
         self._private_hosts = tuple(settings.allow_private_hosts)
         cache = settings.compiled_cache or Path.home() / ".cache" / "placet"
-        self._pool = WorkerPool(cache_dir=cache, size=settings.component_workers)
+        self._pool = WorkerPool(cache_dir=cache, size=settings.component_workers, ready=1)
+        self._admission = WorkerPool(cache_dir=cache, size=_ADMISSION_WORKERS, ready=0, keep=0)
         self._digest_key = secrets_module.token_bytes(32)
         self._started = False
+        self._starting = asyncio.Lock()
         self.runtime_id = runtime_id()
 
     async def start(self) -> None:
@@ -71,21 +79,34 @@ class Components:
 
     async def _workers(self) -> WorkerPool:
         if not self._started:
-            self._started = True
-            try:
-                await self._pool.start()
-            except SandboxUnavailable as error:
-                self._started = False
-                raise Unavailable(f"sandbox: {error}") from None
+            async with self._starting:
+                if not self._started:
+                    try:
+                        await self._pool.start()
+                    except SandboxUnavailable as error:
+                        raise Unavailable(f"sandbox: {error}") from None
+                    self._started = True
         return self._pool
 
     async def stop(self) -> None:
         """End the workers."""
-        if self._started:
-            await self._pool.close()
+        await self._admission.close()
+        await self._pool.close()
+
+    async def check(self, modules: Mapping[str, str], entrypoint: str, policy_id: Hash32) -> list[Finding]:
+        """The check of a policy's Rego.
+
+        Raises:
+            Unavailable: not here, not yet.
+        """
+        try:
+            await self._admission.start()
+            return await self._admission.check(modules, entrypoint, owner=policy_id)
+        except SandboxUnavailable as error:
+            raise Unavailable(f"sandbox: {error}") from None
 
     async def admit(self, artefact: PolicyDataArtefact) -> PolicyDataInfo:
-        """Check and compile a component.
+        """Check and compile a component. The workers that run it find it in the folder of compiled code.
 
         Raises:
             InvalidInput: refused, on every machine. Unavailable: not here, not yet.
@@ -94,8 +115,8 @@ class Components:
             manifest = Manifest.parse(artefact.manifest)
             rules = {place: rule_of(rule) for place, rule in manifest.consensus_rules.items()}
             check_rules(rules)
-            pool = await self._workers()
-            admitted = await pool.admit_component(artefact.component, artefact.manifest)
+            await self._admission.start()
+            admitted = await self._admission.admit_component(artefact.component, artefact.manifest, owner=artefact.id)
         except ManifestError as error:
             raise InvalidInput(f"manifest: {error}", field=error.field) from None
         except ComponentRejected as error:
@@ -154,7 +175,15 @@ class Components:
         empty = Hash32(hashlib.sha256(b"").digest())
         component = hashlib.sha256(info.artefact.component).hexdigest()
         try:
-            run = await pool.run_component(component, info.artefact.manifest, request, host, digest_key=self._digest_key)
+            run = await pool.run_component(
+                component,
+                info.artefact.manifest,
+                request,
+                host,
+                digest_key=self._digest_key,
+                owner=batch.policy_id,
+                line=context.id,
+            )
         except ComponentFailed as error:
             if not error.pure:
                 raise

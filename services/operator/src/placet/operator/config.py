@@ -24,8 +24,18 @@ class OperatorSettings(ServiceSettings):
         default=90, ge=0, description="by how much the block after a batch's reference block may be older than our head, in seconds"
     )
     keep_evidence_days: int = Field(default=90, ge=8, description="how long evidence is kept; longer than attestations are valid")
-    evaluation_threads: int = Field(default=2, ge=1, le=64)
-    component_workers: int = Field(default=1, ge=1, le=64)
+    evaluation_threads: int = Field(
+        default=2,
+        ge=2,
+        le=64,
+        description="threads that evaluate Rego; a policy of much fuel gets another while it has fewer than are left",
+    )
+    component_workers: int = Field(
+        default=4,
+        ge=2,
+        le=64,
+        description="processes that run PolicyData, 50 MB each, started on demand; a policy gets another while it has fewer than are left",
+    )
     compiled_cache: Path | None = Field(default=None, description="private folder for compiled code, shared by operators of one machine")
     secrets_file: Path | None = Field(default=None, description="JSON: policyDataId -> {name: value}, handed to components")
     allow_private_hosts: list[str] = Field(default_factory=list, description="host:port of this network that components may fetch")

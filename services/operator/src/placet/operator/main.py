@@ -37,7 +37,8 @@ class Operator:
         gateways = trusted_keys(settings.trusted_gateways, "trusted_gateways")
         self._database = connect(settings.database.get_secret_value())
         self._signer = ProcessSigner(settings.bls_keystore, settings.bls_password_file)
-        engine = engine or RegoEngine(cache_dir=settings.compiled_cache)
+        # The same folder as the workers': whoever is first compiles the engine for all.
+        engine = engine or RegoEngine(cache_dir=None if settings.compiled_cache is None else settings.compiled_cache / "rego")
         self.components = Components(settings)
         self._policies = PolicyStore(
             bus=resources.bus,

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from placet.core import topics, wire
 from placet.core.agreement import Component
@@ -22,7 +25,7 @@ from placet.core.errors import InvalidInput, NotFound, TooLarge, Unavailable, Ve
 from placet.core.messages import Admission
 from placet.core.objects import ObjectStore
 from placet.core.types import Address, BindingSource, Hash32, Policy, hex0x
-from placet.sandbox.check import CHECKER_VERSION, check_policy
+from placet.sandbox.check import CHECKER_VERSION, Finding
 from placet.sandbox.errors import PolicyRejected, SandboxUnavailable
 from placet.sandbox.manifest import Manifest
 from placet.sandbox.rego import CompiledPolicy, DataSection, PolicySource, RegoEngine, RegoLimits
@@ -30,6 +33,9 @@ from placet.sandbox.rego import CompiledPolicy, DataSection, PolicySource, RegoE
 log = logging.getLogger(__name__)
 
 _KEPT = 256
+_FIRST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 600.0
+_LONGEST_PAUSE_FOR_THE_STORE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +52,13 @@ class PolicyDataInfo:
 
 
 class ComponentAdmission(Protocol):
-    """Checks and compiles PolicyData components."""
+    """Checks Rego, checks and compiles PolicyData components: strangers' bytes, so not in this process."""
 
     async def admit(self, artefact: PolicyDataArtefact) -> PolicyDataInfo:
         """Raises InvalidInput (refused) or Unavailable (not yet)."""
+
+    async def check(self, modules: Mapping[str, str], entrypoint: str, policy_id: Hash32) -> list[Finding]:
+        """What speaks against a policy's Rego. Raises Unavailable (not yet)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,15 @@ def policy_source(policy: Policy) -> PolicySource:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """After a failed admission: how long it is (seconds), and until when (monotonic clock)."""
+
+    length_s: float
+    until: float
+    why: str
+
+
 class PolicyStore:
     """Follows `placet.policies.v1`, admits what it can, and announces the outcome on `placet.admissions.v1`."""
 
@@ -110,6 +128,10 @@ class PolicyStore:
         self._loaded: OrderedDict[Hash32, LoadedPolicy] = OrderedDict()
         self._announced: dict[Hash32, Hash32] = {}
         self._loading: dict[Hash32, asyncio.Lock] = {}
+        self._pauses: dict[Hash32, _Pause] = {}
+        self._refused: OrderedDict[Hash32, str] = OrderedDict()
+        self._waiting: dict[Hash32, asyncio.TimerHandle] = {}
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._snapshot: Snapshot | None = None
 
     def _key_of(self, kind: Kind, sender: bytes) -> bytes | None:
@@ -140,6 +162,9 @@ class PolicyStore:
 
     async def stop(self) -> None:
         """Stop following."""
+        for handle in self._waiting.values():
+            handle.cancel()
+        self._preparing.shutdown(wait=False, cancel_futures=True)
         if self._snapshot is not None:
             await self._snapshot.close()
 
@@ -152,6 +177,8 @@ class PolicyStore:
             log.warning("policy announcement ignored: %s", error)
             return
         self._announced[announcement.policy_id] = announcement.bundle_sha256
+        if announcement.policy_id in self._waiting:
+            return  # it is tried when its pause is over; announcing it again does not end that
         try:
             await self.get(announcement.policy_id)
         except (InvalidInput, VerificationFailed) as error:
@@ -163,10 +190,19 @@ class PolicyStore:
             log.warning("policy %s refused: %s", hex0x(announcement.policy_id), reason)
         except (Unavailable, NotFound) as error:
             log.warning("policy %s not admitted yet: %s", hex0x(announcement.policy_id), error)
-            asyncio.get_running_loop().call_later(2.0, pending.put_nowait, (key, value))
+            self._try_again(announcement.policy_id, (key, value), pending)
         else:
             await self._announce(Admission(announcement.policy_id, admitted=True, checker=CHECKER_VERSION, reason=""))
             log.info("policy %s admitted", hex0x(announcement.policy_id))
+
+    def _try_again(self, policy_id: Hash32, item: tuple[bytes, bytes | None], pending: asyncio.Queue[tuple[bytes, bytes | None]]) -> None:
+        def again() -> None:
+            self._waiting.pop(policy_id, None)
+            pending.put_nowait(item)
+
+        pause = self._pauses.get(policy_id)
+        delay_s = max(0.0, pause.until - time.monotonic()) if pause is not None else _FIRST_PAUSE_S
+        self._waiting[policy_id] = asyncio.get_running_loop().call_later(delay_s, again)
 
     async def _announce(self, admission: Admission) -> None:
         envelope = seal(self._signer, kind=Kind.ADMISSION, chain_id=0, sender=self._operator, payload=wire.encode_admission(admission))
@@ -178,28 +214,52 @@ class PolicyStore:
         Raises:
             NotFound: nobody announced it.
             InvalidInput, VerificationFailed: it cannot be admitted.
-            Unavailable: not now.
+            Unavailable: not now. It is tried again after a pause, each twice as long as the one before.
         """
         found = self._loaded.get(policy_id)
         if found is not None:
             self._loaded.move_to_end(policy_id)
             return found
+        if policy_id not in self._announced:
+            raise NotFound("nobody announced this policy", field="policyId")
         async with self._loading.setdefault(policy_id, asyncio.Lock()):
             if policy_id in self._loaded:
                 return self._loaded[policy_id]
-            address = self._announced.get(policy_id)
-            if address is None:
-                raise NotFound("nobody announced this policy", field="policyId")
+            if policy_id in self._refused:
+                raise InvalidInput(self._refused[policy_id], field="policyId")
+            pause = self._pauses.get(policy_id)
+            if pause is not None and time.monotonic() < pause.until:
+                raise Unavailable(pause.why)
             try:
-                bundle = await load_bundle(self._objects, address, policy_id)
-            except (VerificationFailed, TooLarge) as error:
-                # Bytes that are not what their digest or the id names say nothing of the policy: others may write to the store.
-                raise Unavailable(f"the store does not hold what was announced: {error}") from None
-            loaded = await self._admit(bundle)
+                bundle = await self._load(policy_id, self._announced[policy_id])
+            except (Unavailable, NotFound) as error:
+                self._pause(policy_id, str(error), _LONGEST_PAUSE_FOR_THE_STORE_S)
+                raise
+            try:
+                loaded = await self._admit(bundle)
+            except Unavailable as error:
+                self._pause(policy_id, str(error), _LONGEST_PAUSE_S)
+                raise
+            except InvalidInput as error:
+                self._refused[policy_id] = str(error)
+                _keep_newest(self._refused)
+                raise
+            self._pauses.pop(policy_id, None)
             self._loaded[policy_id] = loaded
-            while len(self._loaded) > _KEPT:
-                self._loaded.popitem(last=False)
+            _keep_newest(self._loaded)
             return loaded
+
+    def _pause(self, policy_id: Hash32, why: str, longest_s: float) -> None:
+        before = self._pauses.get(policy_id)
+        length_s = _FIRST_PAUSE_S if before is None else min(2 * before.length_s, longest_s)
+        self._pauses[policy_id] = _Pause(length_s, time.monotonic() + length_s, why)
+
+    async def _load(self, policy_id: Hash32, address: Hash32) -> PolicyBundle:
+        try:
+            return await load_bundle(self._objects, address, policy_id)
+        except (VerificationFailed, TooLarge) as error:
+            # Bytes that are not what their digest or the id names say nothing of the policy: others may write to the store.
+            raise Unavailable(f"the store does not hold what was announced: {error}") from None
 
     async def _admit(self, bundle: PolicyBundle) -> LoadedPolicy:
         policy = bundle.policy
@@ -212,15 +272,22 @@ class PolicyStore:
         data = tuple([await self._components.admit(artefact) for artefact in bundle.policy_data])
         check_bindings(policy, data)
         try:
-            findings = await asyncio.to_thread(check_policy, self._engine, modules, policy.entrypoint)
+            findings = await self._components.check(modules, policy.entrypoint, bundle.id)
             if findings:
                 raise InvalidInput(f"rego: {'; '.join(map(str, findings[:5]))}", field="modules")
-            compiled = await asyncio.to_thread(self._engine.policy, policy_id_key(bundle), lambda: policy_source(policy))
+            # In this process, since its image is evaluated here; bounded by the engine's fuel, and one at a time.
+            prepare = partial(self._engine.policy, policy_id_key(bundle), lambda: policy_source(policy))
+            compiled = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
         except PolicyRejected as error:
             raise InvalidInput(f"rego: {error}", field="modules") from None
         except SandboxUnavailable as error:
             raise Unavailable(f"sandbox: {error}") from None
         return LoadedPolicy(bundle, compiled, data)
+
+
+def _keep_newest(items: OrderedDict[Hash32, Any]) -> None:
+    while len(items) > _KEPT:
+        items.popitem(last=False)
 
 
 def policy_id_key(bundle: PolicyBundle) -> str:
