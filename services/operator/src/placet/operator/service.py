@@ -25,7 +25,6 @@ from placet.core.evm.reader import BlockState, ChainReader
 from placet.core.evm.rpc import RpcError
 from placet.core.messages import Abstention
 from placet.core.objects import ObjectStore
-from placet.core.senders import is_signed_by
 from placet.core.telemetry import metrics
 from placet.core.types import ZERO_HASH, Hash32, TaskBatch
 from placet.operator.answers import BATCHES, PASSED_ON, Answered, Answers, OperatorIdentity, Refused, Run, why_not
@@ -33,6 +32,7 @@ from placet.operator.evaluation import Evaluator
 from placet.operator.evidence_store import EvidenceStore
 from placet.operator.observing import Observer
 from placet.operator.policies import LoadedPolicy, PolicyStore
+from placet.operator.senders import unsigned
 from placet.operator.signing import BlsSigner
 from placet.operator.signing_log import SigningLog
 
@@ -315,7 +315,8 @@ class OperatorService:
         denied = await self._log.denied_until(actions) if loaded.policy.retry_after else {}
         # Who has not signed must neither read behind secrets nor start (or escape) the time for which a denied action is refused.
         signed_only = loaded.policy.retry_after > 0 or any(info.needs_secrets for info in loaded.data)
-        out = []
+        out: list[Abstention] = []
+        to_ask: list[int] = []
         for index, task in enumerate(batch.tasks):
             pins = state.pins.get(task.policy_client)
             if pins is None or pins.policy_id != batch.policy_id:
@@ -328,11 +329,10 @@ class OperatorService:
             if batch.timestamp < until and denied_task != context.task_ids[index]:
                 out.append(Abstention(index, "retry_after", f"this action was denied; ask again after {until}"))
                 continue
-            if signed_only and not await is_signed_by(
-                reader.rpc, task.intent.sender, context.intent_hashes[index], task.signature, block_hash=batch.block_hash
-            ):
-                out.append(Abstention(index, "signature_required", "this policy judges intents signed by their sender only"))
-        return tuple(out)
+            to_ask.append(index)
+        if signed_only:
+            out += await unsigned(reader.rpc, context, to_ask)
+        return tuple(sorted(out, key=lambda item: item.task))
 
     # --- proposals
 
