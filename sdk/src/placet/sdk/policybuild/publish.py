@@ -18,12 +18,14 @@ from placet.core.evm.reverts import name_of_revert
 from placet.core.evm.rpc import RpcClient, RpcError
 from placet.core.objects import ObjectStore
 from placet.core.settings import load_deployment
+from placet.core.stake import meets
 from placet.core.types import Address, address_from, hash_from, hex0x
 from placet.sandbox.manifest import Manifest
 from placet.sdk.client import Client
 from placet.sdk.policybuild.build import warnings_of
 
 MINED_S = 60
+_QUORUM_BPS = 6667
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +141,19 @@ async def _send_signed(node: RpcClient, account: Any, chain_id: int, to: Address
 
 
 async def _admissions(client: Client, bundle: PolicyBundle, chain_id: int, wait_s: float) -> list[dict[str, Any]]:
-    """What every operator of the epoch says; waits until none is silent, or `wait_s` is over."""
+    """What every operator of the epoch says; waits until none is silent, or `wait_s` is over.
+
+    Raises:
+        PolicyNotAdmitted: so much stake refuses that two thirds cannot admit it any more. Less refuses nothing: the policy can be used.
+    """
     end = time.monotonic() + wait_s
     while True:
         said: list[dict[str, Any]] = (await client.policy(hex0x(bundle.id)))["admissions"].get(str(chain_id), [])
         refused = [item for item in said if item["admitted"] is False]
-        if refused:
+        stake = sum(int(item["stake"]) for item in said)
+        if refused and not meets(stake - sum(int(item["stake"]) for item in refused), stake, _QUORUM_BPS):
             reasons = [{"operator": item["operator"], "code": "refused", "reason": item["reason"]} for item in refused]
             raise PolicyNotAdmitted("operators refuse the policy", operators=reasons)
-        if (said and all(item["admitted"] for item in said)) or time.monotonic() >= end:
+        if (said and all(item["admitted"] is not None for item in said)) or time.monotonic() >= end:
             return said
         await asyncio.sleep(0.2)
