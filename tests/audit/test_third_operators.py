@@ -589,10 +589,19 @@ async def test_20_after_a_restart_a_proposal_over_pure_components_is_answered(st
     stage.clock.now = context.batch.timestamp + context.batch.observe_for_ms / 1000 + 5
     await stage.start()
     _with_pure_data(stage, _Failing(stage.clock, failures))
+    judged: dict[int, tuple[bytes, ...]] = {}
+    decide = stage.evaluator.decide
+
+    async def judge(loaded: LoadedPolicy, context: BatchContext, tasks: Sequence[TaskToDecide], observations: Sequence[bytes]) -> Any:
+        judged.update({task.index: task.outputs for task in tasks})
+        return await decide(loaded, context, tasks, observations)
+
+    stage.evaluator.decide = judge  # type: ignore[method-assign]
     await stage.propose(context, [world.observation(member, context, [1, 2], [abstained]) for member in world.members])
     response = await stage.response(context)
     assert [item.task for item in response.groups[0].decided] == [1, 2]
     assert [item.task for item in response.abstentions] == [0]
+    assert judged == {1: (b'{"n":1}',), 2: (b'{"n":2}',)}
 
 
 # --- admission
