@@ -844,13 +844,10 @@ async def test_20_the_logs_heart_beats_while_evidence_is_pruned(stage: Stage, mo
 # --- what a denial starts
 
 
-from tests.audit.test_operators import operator
-
-
 async def test_11_an_undefined_entrypoint_denies_for_a_while_too(tmp_path: Path) -> None:
-    """`allow if …` without a default is undefined when it denies: an ordinary way to write a policy. Since only what the policy "gave" starts
-    `retryAfter` (audit 4), and undefined counts as given by nobody, such a policy's `retryAfter` does nothing: the denied action is asked for
-    again every second until a feed flips."""
+    """`allow if …` without a default is undefined when it denies: an ordinary way to write a policy. Since only what the policy "gave"
+    starts `retryAfter` (audit 4), and undefined counts as given by nobody, such a policy's `retryAfter` does nothing: the denied
+    action is asked for again every second until a feed flips."""
 
     class _Undefined:
         def evaluate(self, *_: Any, **__: Any) -> Evaluation:
