@@ -23,6 +23,7 @@ from placet.core.envelope import Kind, LocalBusSigner, seal
 from placet.core.errors import InvalidInput, NotFound, Unavailable
 from placet.core.messages import Abstention, PolicyAnnouncement, TaskObservation
 from placet.core.objects import ObjectStore
+from placet.core.senders import WALLET_GAS
 from placet.core.types import Address, Hash32, hex0x
 from placet.operator import policies as policies_module
 from placet.operator import senders as senders_module
@@ -33,7 +34,7 @@ from placet.operator.evaluation import BATCH_FUEL, Evaluator, OverBudget, TaskTo
 from placet.operator.evidence_store import EvidenceStore
 from placet.operator.observing import ObservationFailed
 from placet.operator.policies import LoadedPolicy, PolicyStore
-from placet.operator.senders import WALLET_GAS, unsigned
+from placet.operator.senders import unsigned
 from placet.sandbox.errors import EvaluationFailed, SandboxUnavailable
 from placet.sandbox.manifest import Manifest
 from placet.sandbox.policydata import ComponentRun, RunContext, RunRequest
@@ -448,9 +449,9 @@ async def test_18_memory_that_is_missing_for_a_moment_is_asked_for_again() -> No
 class _SlowRpc(rig.StubRpc):
     """A node on which a caller's contract burns the node's whole allowance (50 million gas by default): here 0.25 s a call."""
 
-    async def call(self, method: str, params: Sequence[Any]) -> Any:
+    async def eth_call(self, *_: Any, **__: Any) -> bytes:
         await asyncio.sleep(0.25)
-        return "0x"
+        return b""
 
 
 async def test_21_contract_accounts_that_burn_gas_fail_no_other_task(tmp_path: Path) -> None:
@@ -478,16 +479,16 @@ async def test_21_contract_wallets_are_asked_together_and_spoil_no_others_task(t
     in the batch was late. Policies with `retryAfter` or secrets."""
     asked: list[float] = []
 
-    async def call(self: Any, method: str, params: Sequence[Any]) -> Any:
+    async def eth_call(self: Any, *_: Any, **__: Any) -> bytes:
         asked.append(time.monotonic())
         await asyncio.sleep(0.5)
-        return "0x1626ba7e" + "00" * 28
+        return bytes.fromhex("1626ba7e") + bytes(28)
 
     alice = rig.signed_batch(rig.task(0)).batch.tasks
     wallets = [replace(t, signature=b"\x01") for t in (rig.task(n + 1) for n in range(40))]
     context = rig.batch(*wallets, *alice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rig.StubRpc, "call", call, raising=False)
+        patch.setattr(rig.StubRpc, "eth_call", eth_call, raising=False)
         async with operator(tmp_path, retry_after=60) as network:
             await network.give(context)
             responses, _ = await network.answers(context, within_s=8.0)
@@ -502,17 +503,17 @@ class _Node:
         self.gas: set[str] = set()
         self.at_once = self._now = 0
 
-    async def call(self, method: str, params: Sequence[Any]) -> str:
-        assert method == "eth_call"
-        assert params[1] == {"blockHash": hex0x(rig.BLOCK.hash)}
-        self.gas.add(params[0]["gas"])
+    async def eth_call(self, to: Address, data: bytes, *, block_hash: Hash32, gas: int) -> bytes:
+        assert data
+        assert block_hash == rig.BLOCK.hash
+        self.gas.add(gas)
         self._now += 1
         self.at_once = max(self.at_once, self._now)
         try:
-            await asyncio.sleep(3600 if Address(bytes.fromhex(params[0]["to"][2:])) in self._silent else 0.001)
+            await asyncio.sleep(3600 if to in self._silent else 0.001)
         finally:
             self._now -= 1
-        return "0x1626ba7e" + "00" * 28
+        return bytes.fromhex("1626ba7e") + bytes(28)
 
 
 def _wallet(number: int, sender: int) -> Any:
@@ -528,7 +529,7 @@ async def test_21_a_wallet_that_does_not_answer_delays_its_own_task_only(monkeyp
     node = _Node({mute})
     said = await asyncio.wait_for(unsigned(cast(Any, node), context, range(151)), 2.0)
     assert {item.task: item.code for item in said} == {**dict.fromkeys(range(100), "unavailable"), 150: "signature_required"}
-    assert node.gas == {hex(WALLET_GAS)}
+    assert node.gas == {WALLET_GAS}
     assert 2 <= node.at_once <= 32
 
 

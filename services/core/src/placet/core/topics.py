@@ -163,7 +163,7 @@ _MAIN: tuple[Topic, ...] = (
         "Admitted(policyId, checker version), or the reason why not",
         64 * 1024,
         ("operator",),
-        ("gateway", "projection"),
+        ("gateway", "projection", "operator"),
     ),
     _compact(OPERATORS, Key.OPERATOR, "registry events", 64 * 1024, ("settlement",), _ALL),
 )

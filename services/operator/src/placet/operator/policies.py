@@ -20,11 +20,12 @@ from placet.core import topics, wire
 from placet.core.agreement import Component
 from placet.core.bundle import PolicyBundle, PolicyDataArtefact, load_bundle
 from placet.core.bus import Bus, Snapshot
-from placet.core.envelope import BusSigner, Kind, open_envelope, seal
+from placet.core.envelope import BusSigner, Kind, open_envelope
 from placet.core.errors import InvalidInput, NotFound, TooLarge, Unavailable, VerificationFailed
 from placet.core.messages import Admission
 from placet.core.objects import ObjectStore
 from placet.core.types import Address, BindingSource, Hash32, Policy, hex0x
+from placet.operator.admissions import Admissions
 from placet.sandbox.check import CHECKER_VERSION, Finding
 from placet.sandbox.errors import PolicyRejected, SandboxUnavailable
 from placet.sandbox.manifest import Manifest
@@ -122,8 +123,7 @@ class PolicyStore:
         self._objects = objects
         self._engine = engine
         self._components = components
-        self._operator = operator
-        self._signer = bus_signer
+        self._admissions = Admissions(bus, operator, bus_signer)
         self._publishers = publishers
         self._loaded: OrderedDict[Hash32, LoadedPolicy] = OrderedDict()
         self._announced: dict[Hash32, Hash32] = {}
@@ -155,6 +155,7 @@ class PolicyStore:
 
         async with asyncio.TaskGroup() as group:
             group.create_task(follow())
+            group.create_task(self._admissions.run())
             while True:
                 key, value = await pending.get()
                 if value is not None:
@@ -164,6 +165,7 @@ class PolicyStore:
         """Stop following."""
         for handle in self._waiting.values():
             handle.cancel()
+        self._admissions.stop()
         self._preparing.shutdown(wait=False, cancel_futures=True)
         if self._snapshot is not None:
             await self._snapshot.close()
@@ -182,17 +184,17 @@ class PolicyStore:
         try:
             await self.get(announcement.policy_id)
         except (InvalidInput, VerificationFailed) as error:
-            await self._announce(Admission(announcement.policy_id, admitted=False, checker=CHECKER_VERSION, reason=str(error)))
+            await self._admissions.say(Admission(announcement.policy_id, admitted=False, checker=CHECKER_VERSION, reason=str(error)))
             log.warning("policy %s refused: %s", hex0x(announcement.policy_id), error)
         except (OverflowError, ValueError, TypeError) as error:  # a bundle of which no id can be made
             reason = f"its bundle is malformed ({type(error).__name__})"
-            await self._announce(Admission(announcement.policy_id, admitted=False, checker=CHECKER_VERSION, reason=reason))
+            await self._admissions.say(Admission(announcement.policy_id, admitted=False, checker=CHECKER_VERSION, reason=reason))
             log.warning("policy %s refused: %s", hex0x(announcement.policy_id), reason)
         except (Unavailable, NotFound) as error:
             log.warning("policy %s not admitted yet: %s", hex0x(announcement.policy_id), error)
             self._try_again(announcement.policy_id, (key, value), pending)
         else:
-            await self._announce(Admission(announcement.policy_id, admitted=True, checker=CHECKER_VERSION, reason=""))
+            await self._admissions.say(Admission(announcement.policy_id, admitted=True, checker=CHECKER_VERSION, reason=""))
             log.info("policy %s admitted", hex0x(announcement.policy_id))
 
     def _try_again(self, policy_id: Hash32, item: tuple[bytes, bytes | None], pending: asyncio.Queue[tuple[bytes, bytes | None]]) -> None:
@@ -203,10 +205,6 @@ class PolicyStore:
         pause = self._pauses.get(policy_id)
         delay_s = max(0.0, pause.until - time.monotonic()) if pause is not None else _FIRST_PAUSE_S
         self._waiting[policy_id] = asyncio.get_running_loop().call_later(delay_s, again)
-
-    async def _announce(self, admission: Admission) -> None:
-        envelope = seal(self._signer, kind=Kind.ADMISSION, chain_id=0, sender=self._operator, payload=wire.encode_admission(admission))
-        await self._bus.publish(topics.ADMISSIONS, admission.policy_id + self._operator, envelope)
 
     async def get(self, policy_id: Hash32) -> LoadedPolicy:
         """A policy, loaded and prepared.

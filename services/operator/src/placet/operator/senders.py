@@ -7,36 +7,18 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import cast
 
 from placet.core.batch import BatchContext
+from placet.core.ecdsa import recover
 from placet.core.errors import Unavailable
-from placet.core.evm.rpc import RpcClient, call_request
+from placet.core.evm.rpc import RpcClient
 from placet.core.messages import Abstention
-from placet.core.senders import is_signed_by, recover
-from placet.core.types import Address, Hash32
+from placet.core.senders import is_signed_by
+from placet.core.types import Address
 
-WALLET_GAS = 2_000_000
-"""For one `isValidSignature`: several times what the signature of a passkey takes in Solidity, and some 20 ms of a node."""
 _AT_ONCE = 32
 _ONE_S = 1.0
 _ALL_S = 2.0
-
-
-class _WithinGas:
-    """A node's client whose contract reads may use WALLET_GAS."""
-
-    def __init__(self, rpc: RpcClient) -> None:
-        self._rpc = rpc
-
-    async def eth_call(self, to: Address, data: bytes, *, block_hash: Hash32) -> bytes:
-        method, parameters = call_request(to, data, block_hash=block_hash)
-        parameters[0]["gas"] = hex(WALLET_GAS)
-        answer = await self._rpc.call(method, parameters)
-        try:
-            return bytes.fromhex(answer.removeprefix("0x"))
-        except (AttributeError, ValueError):
-            raise Unavailable("the RPC node answered something that is not hex") from None
 
 
 async def unsigned(rpc: RpcClient, context: BatchContext, indices: Sequence[int]) -> list[Abstention]:
@@ -57,7 +39,7 @@ async def unsigned(rpc: RpcClient, context: BatchContext, indices: Sequence[int]
 async def _ask(rpc: RpcClient, context: BatchContext, indices: Sequence[int]) -> list[Abstention]:
     if not indices:
         return []
-    places, node = asyncio.Semaphore(_AT_ONCE), cast(RpcClient, _WithinGas(rpc))
+    places = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(index: int) -> Abstention | None:
         task = context.batch.tasks[index]
@@ -65,7 +47,7 @@ async def _ask(rpc: RpcClient, context: BatchContext, indices: Sequence[int]) ->
         async with places:
             try:
                 async with asyncio.timeout(_ONE_S):
-                    signed = await is_signed_by(node, task.intent.sender, digest, task.signature, block_hash=block)
+                    signed = await is_signed_by(rpc, task.intent.sender, digest, task.signature, block_hash=block)
             except TimeoutError:
                 return _no_answer(index)
             except Unavailable as error:

@@ -199,13 +199,15 @@ class RpcClient:
         answer = await self.call("eth_getBlockByHash", [hex0x(block_hash), False])
         return None if answer is None else block_of(answer)
 
-    async def eth_call(self, to: Address, data: bytes, *, block_hash: Hash32 | None = None, sender: Address | None = None) -> bytes:
+    async def eth_call(
+        self, to: Address, data: bytes, *, block_hash: Hash32 | None = None, sender: Address | None = None, gas: int | None = None
+    ) -> bytes:
         """A contract read, at a block by its hash (EIP-1898) or at the latest.
 
         Raises:
             RpcError: it reverted, or the block is unknown.
         """
-        return _bytes(await self.call(*call_request(to, data, block_hash=block_hash, sender=sender)))
+        return _bytes(await self.call(*call_request(to, data, block_hash=block_hash, sender=sender, gas=gas)))
 
     async def logs(self, address: Address, from_block: int, to_block: int) -> list[Log]:
         """All events of a contract in a range of blocks."""
