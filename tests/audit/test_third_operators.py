@@ -500,7 +500,7 @@ class _Node:
 
     def __init__(self, silent: set[Address]) -> None:
         self._silent = silent
-        self.gas: set[str] = set()
+        self.gas: set[int] = set()
         self.at_once = self._now = 0
 
     async def eth_call(self, to: Address, data: bytes, *, block_hash: Hash32, gas: int) -> bytes:
