@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -35,6 +36,7 @@ from tests.support.settlement import FakeSettlement
 
 TOKEN, FACILITATOR = Address(b"\x70" * 20), Address(b"\xfa" * 20)
 PAY_TO = Address(b"\xb0" * 20)
+TILL = Address(b"\xb1" * 20)
 NETWORK = "eip155:31337"
 MESSAGES: Any = [{"role": "user", "content": "Tell me a story."}]
 SECRET = "0x" + "11" * 32
@@ -94,7 +96,7 @@ async def market(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         "methods": ["eip3009", "permit2"],
         "facilitator": hex0x(FACILITATOR),
     }
-    overrides = {"payment_assets": [asset], "payment_service": address, "payment_wait_s": 2.0}
+    overrides = {"payment_assets": [asset], "payment_service": address, "payment_wait_s": 2.0, "prepaid_pay_to": hex0x(TILL)}
     options = LocalOptions(tmp_path / "net", operators=1, inference=2, gateway_overrides=overrides)
     try:
         async with LocalNetwork(options) as network, network.client() as client:
@@ -386,3 +388,144 @@ async def test_who_leaves_pays_for_what_was_generated(chat: Market, monkeypatch:
     ((_, charged),) = await chat.states()
     assert charged is not None
     assert 0 < charged < upto.amount
+
+
+# --- prepaid keys
+
+
+KEYS = "/api/v1/keys"
+KEY_SECRET = b"\x5e" * 32
+
+
+def order(**more: Any) -> dict[str, Any]:
+    return {"secretSha256": hex0x(hashlib.sha256(KEY_SECRET).digest()), "amount": "5000", "name": "agent"} | more
+
+
+async def buy(market: Market, body: dict[str, Any], nonce: int = 77) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Returns the key's text, its account, the payment."""
+    (offer, _) = await market.offers(KEYS, body)
+    assert (offer.amount, offer.pay_to) == (int(body["amount"]), TILL)
+    payment = signed(offer, nonce)
+    status, headers, account = await market.post(KEYS, body, payment)
+    assert status == 201, account
+    assert orjson.loads(base64.b64decode(headers["payment-response"]))["success"] is True
+    return f"placet_{account['id']}_{KEY_SECRET.hex()}", account, payment
+
+
+async def get(market: Market, path: str, key: str) -> tuple[int, Any]:
+    headers = {"authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession() as session, session.get(market.url + path, headers=headers) as answer:
+        return answer.status, orjson.loads(await answer.read())
+
+
+async def test_a_prepaid_key_pays_for_requests(market: Market) -> None:
+    key, account, payment = await buy(market, order(models=["alice/linear"]))
+    assert (account["credited"], account["available"]) == ("5000", "5000")
+    # Who repeats the purchase, with what is public on chain, gets no secret; another request with that payment is refused.
+    again = await market.post(KEYS, order(models=["alice/linear"]), payment)
+    assert (again[0], again[2]["id"]) == (201, account["id"])
+    assert KEY_SECRET.hex() not in orjson.dumps(again[2]).decode()
+    assert (await market.post(KEYS, order(secretSha256=hex0x(b"\x01" * 32)), payment))[0] == 409
+
+    bearer = {"authorization": f"Bearer {key}"}
+    status, headers, answer = await market.post(INFER, rows(), **bearer)
+    assert status == 200
+    assert (headers["placet-charged"], headers["placet-credit"]) == ("1000", "4000")
+    receipt = receipts.from_document(orjson.loads(answer["parameters"]["placet_receipt"]))
+    assert receipt.price is not None
+    assert (receipt.price.amount, receipt.price.payer, receipt.price.asset) == (1000, paying.Payer().address, TOKEN)
+    status, kept = await get(market, f"/api/v1/receipts/{hex0x(receipt.id)}", key)
+    assert status == 200
+    assert kept["id"] == hex0x(receipt.id)
+
+    # As much at once as there is.
+    answers = await asyncio.gather(*(market.post(INFER, rows(), **bearer) for _ in range(8)))
+    assert sorted(status for status, _, _ in answers) == [200] * 4 + [402] * 4
+    assert market.usage() == 5
+    status, said = await get(market, f"{KEYS}/{account['id']}", key)
+    assert (said["spent"], said["held"], said["available"]) == ("5000", "0", "0")
+    status, _, body = await market.post(INFER, rows(), **bearer)
+    assert status == 402
+    assert "left on this key" in orjson.dumps(body).decode()
+
+
+async def test_a_prepaid_key_does_nothing_but_call_models(market: Market) -> None:
+    key, account, _ = await buy(market, order())
+    for path in ("/api/v1/intents", "/api/v1/models/x/y/drafts", f"{KEYS}/0123456789abcdef/close"):
+        status, _, body = await market.post(path, {}, authorization=f"Bearer {key}")
+        assert status in (403, 404, 405), (path, body)
+    status, _, body = await market.post("/api/v1/intents", {}, authorization=f"Bearer {key}")
+    assert (status, body["code"]) == (403, "forbidden")
+    status, _ = await get(market, f"{KEYS}/{account['id'][::-1]}", key)
+    assert status == 403
+
+
+async def test_failed_work_costs_a_prepaid_key_nothing(market: Market) -> None:
+    key, account, _ = await buy(market, order())
+    bad = {"inputs": [{"name": "nope", "datatype": "FP32", "shape": [2, 4], "data": [0.5] * 8}]}
+    status, _, body = await market.post(INFER, bad, authorization=f"Bearer {key}")
+    assert status >= 400, body
+    _, said = await get(market, f"{KEYS}/{account['id']}", key)
+    assert (said["spent"], said["held"], said["available"]) == ("0", "0", "5000")
+
+
+async def test_a_key_whose_payment_is_slow_is_made_when_it_is_final(market: Market) -> None:
+    market.settlement.outcome = pb.PaymentStatus.STATE_IN_HAND
+    (offer, _) = await market.offers(KEYS, order())
+    payment = signed(offer)
+    status, headers, body = await market.post(KEYS, order(), payment)
+    assert (status, body["code"], headers["retry-after"]) == (503, "payment_pending", "1")
+    for payment_id in market.settlement.settled:
+        market.settlement.settled[payment_id] = pb.PaymentStatus.STATE_SETTLED
+    async with asyncio.timeout(10):
+        while (answer := await market.post(KEYS, order(), payment))[0] != 201:
+            await asyncio.sleep(0.1)
+    status, _, _ = await market.post(INFER, rows(), authorization=f"Bearer placet_{answer[2]['id']}_{KEY_SECRET.hex()}")
+    assert status == 200
+
+
+async def test_a_key_whose_payment_fails_is_not_made(market: Market) -> None:
+    market.settlement.outcome = pb.PaymentStatus.STATE_FAILED
+    (offer, _) = await market.offers(KEYS, order())
+    status, _, body = await market.post(KEYS, order(), signed(offer))
+    assert (status, body["code"], body["check"]) == (402, "payment_refused", "settlement_failed")
+
+
+async def test_a_closed_key_is_refunded_by_its_payments(market: Market) -> None:
+    key, account, _ = await buy(market, order())
+    (offer, _) = await market.offers(f"{KEYS}/{account['id']}/credit", {"amount": "700"})
+    status, _, filled = await market.post(f"{KEYS}/{account['id']}/credit", {"amount": "700"}, signed(offer, 78))
+    assert (status, filled["available"]) == (201, "5700")
+    stranger = await market.post(f"{KEYS}/{account['id']}/credit", {"amount": "700"}, signed(offer, 79, paying.Payer(b"\x22" * 32)))
+    assert (stranger[0], stranger[2]["check"]) == (402, "payer")
+    assert (await market.post(INFER, rows(), authorization=f"Bearer {key}"))[0] == 200
+    status, _, closed = await market.post(f"{KEYS}/{account['id']}/close", {}, authorization=f"Bearer {key}")
+    assert status == 200
+    assert sum(int(item["amount"]) for item in closed["refunds"]) == 4700
+    async with asyncio.timeout(15):
+        while len(market.settlement.refunded) < len(closed["refunds"]):
+            await asyncio.sleep(0.1)
+    given = {hex0x(item.payment_id): item.amount for item in market.settlement.refunded.values()}
+    assert given == {item["paymentId"]: item["amount"] for item in closed["refunds"]}
+    assert (await market.post(INFER, rows(), authorization=f"Bearer {key}"))[0] == 402
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"amount": "0"}, "amount"),
+        ({"amount": "1.5"}, "amount"),
+        ({"secretSha256": "0x12"}, "secretSha256"),
+        ({"name": "x" * 65}, "name"),
+        ({"period": "day"}, "period"),
+        ({"limit": "5", "period": "hour"}, "period"),
+        ({"models": ["nobody"]}, None),
+        ({"models": ["a/b"] * 65}, "models"),
+        ({"asset": hex0x(b"\x01" * 20), "network": NETWORK}, "asset"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+async def test_an_order_that_is_not_one_is_refused_before_payment(market: Market, change: dict[str, Any], field: str | None) -> None:
+    status, _, body = await market.post(KEYS, order() | change)
+    assert status == 422, body
+    assert field is None or body["field"] == field

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from placet.core import calls
 from placet.core.bus import BusError
 from placet.core.db import DATABASE_ERRORS
-from placet.core.errors import Internal, InvalidInput, MethodNotAllowed, NotFound, PlacetError, Unavailable
+from placet.core.errors import Forbidden, Internal, InvalidInput, MethodNotAllowed, NotFound, PlacetError, Unavailable
 from placet.core.evm.reader import ChainReader
 from placet.core.evm.rpc import RpcError
 from placet.core.types import UINT64_MAX, UINT256_MAX, address_from, hash_from, hex0x
@@ -79,12 +79,14 @@ class Api:
         handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _unexpected}
         return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestSpans, routes=routes)])
 
-    def guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]]) -> Handler:
-        """A handler that knows its caller, and whose errors are problem documents."""
+    def guard(self, handler: Callable[[Request, ApiKey], Awaitable[Response]], *, prepaid: bool = False) -> Handler:
+        """A handler that knows its caller, and whose errors are problem documents. `prepaid`: also for keys that anybody may buy."""
 
         async def guarded(request: Request) -> Response:
             try:
                 key = await self._auth.authenticate(request.headers.get("authorization"), _announced_bytes(request))
+                if key.prepaid and not prepaid:
+                    raise Forbidden("a prepaid key calls models, and nothing else")
                 return await handler(request, key)
             except PlacetError as error:
                 return problem(error)

@@ -41,6 +41,9 @@ class GatewaySettings(ServiceSettings):
     )
     payment_max_open: int = Field(default=16, ge=1, description="payments of one payer that may be open at once")
     payment_wait_s: float = Field(default=5.0, ge=0, le=60, description="how long an answer is held back for its payment to be final")
+    prepaid_pay_to: str | None = Field(
+        default=None, description="address that prepaid keys are paid to, by whom publishers are then paid; none: no keys are sold"
+    )
     keep_receipts_days: int = Field(default=400, ge=1, description="how long receipts are kept here")
     allow_private_hosts: list[str] = Field(default_factory=list, description="host:port here that simulated components may fetch")
     compiled_cache: Path | None = None

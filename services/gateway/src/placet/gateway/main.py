@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -17,7 +18,7 @@ from placet.core.db import connect, migrate, schema_problem
 from placet.core.errors import InvalidInput, Unavailable, VerificationFailed
 from placet.core.evm.rpc import RpcError
 from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys, version_of
-from placet.core.types import hex0x
+from placet.core.types import Address, Hash32, address_from, hex0x
 from placet.gateway.api import Api
 from placet.gateway.batcher import Batcher
 from placet.gateway.config import GatewaySettings
@@ -35,8 +36,9 @@ from placet.gateway.intents import Intents
 from placet.gateway.keys import Authenticator
 from placet.gateway.payment.assets import assets_of
 from placet.gateway.payment.gate import Gate, Rules
+from placet.gateway.payment.keys_api import KeysApi
 from placet.gateway.payment.ledger import Ledger
-from placet.gateway.payment.records import Payment
+from placet.gateway.payment.prepaid import Prepaid
 from placet.gateway.payment.settler import Settler
 from placet.gateway.policybook import PolicyBook
 from placet.gateway.results import Results
@@ -122,14 +124,19 @@ class Gateway:
         self.grpc_port = 0
         if settings.inference:
             inference = InferenceService(self._replicas)
-            paywall = Paywall(inference, authenticator, self._gate(settings))
+            gate = self._gate(settings)
+            paywall = Paywall(inference, authenticator, gate)
             self._grpc = V2Grpc(inference, authenticator, version_of("gateway"))
             self._routes = [
                 *OpenAiApi(inference, authenticator, paywall).routes(),
                 *V2Api(inference, authenticator, version_of("gateway"), paywall).routes(),
                 *ModelsApi(inference, authenticator, settings.payment_assets).routes(self._api.guard),
-                *ReceiptsApi(ReceiptStore(self._database)).routes(self._api.guard),
+                *ReceiptsApi(ReceiptStore(self._database)).routes(partial(self._api.guard, prepaid=True)),
             ]
+            if gate is not None and settings.prepaid_pay_to is not None:
+                pay_to = address_from(settings.prepaid_pay_to, field="prepaid_pay_to")
+                keys = KeysApi(gate, authenticator, pay_to, settings.payment_timeout_s + 3600)
+                self._routes += keys.routes(partial(self._api.guard, prepaid=True))
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.port = 0
@@ -154,12 +161,20 @@ class Gateway:
         ledger = Ledger(self._database, settings.instance_id or socket.gethostname(), longest_s=settings.payment_longest_s)
         receipts = ReceiptStore(self._database)
 
-        async def charge_of(payment: Payment) -> int | None:
-            receipt = await receipts.of_payment(payment.payer, hex0x(payment.id), 1000 * payment.created_at)
-            return None if receipt is None or receipt.price is None else min(receipt.price.amount, payment.maximum)
+        async def charge_of(payer: Address, payment_id: Hash32, since: int) -> int | None:
+            receipt = await receipts.of_payment(payer, hex0x(payment_id), 1000 * since)
+            return None if receipt is None or receipt.price is None else receipt.price.amount
 
-        self._settler = Settler(settings.payment_service, ledger, charge_of, horizon_s=settings.payment_timeout_s + 3600)
-        return Gate(assets=assets_of(settings.payment_assets), ledger=ledger, settler=self._settler, rules=rules)
+        prepaid = Prepaid(self._database)
+        self._settler = Settler(
+            settings.payment_service,
+            ledger,
+            charge_of,
+            horizon_s=settings.payment_timeout_s + 3600,
+            longest_s=settings.payment_longest_s,
+            prepaid=prepaid,
+        )
+        return Gate(assets=assets_of(settings.payment_assets), ledger=ledger, settler=self._settler, rules=rules, prepaid=prepaid)
 
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)

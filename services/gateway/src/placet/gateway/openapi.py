@@ -111,6 +111,18 @@ def _inference_paths(operation: Callable[..., dict[str, Any]]) -> dict[str, Any]
         license={"type": "string"},
     )
     statement = _object(["statement", "signature"], statement={"type": "string"}, signature=_HEX, manifest={"type": "string"})
+    amount = _object(["amount"], amount={"type": "string"})
+    order = _object(
+        ["secretSha256", "amount"],
+        secretSha256=_HEX32,
+        amount={"type": "string"},
+        name={"type": "string"},
+        network={"type": "string"},
+        asset=_ADDRESS,
+        limit={"type": "string"},
+        period={"enum": ["day", "week", "month"]},
+        models={"type": "array", "items": {"type": "string"}},
+    )
     page = operation("Models by name", {"200": _answer("a page", anything)})
     receipts = operation("Receipts of yours; CSV with `Accept: text/csv`", {"200": _answer("a page", anything)})
     of_model = ("publisher", "name")
@@ -136,6 +148,14 @@ def _inference_paths(operation: Callable[..., dict[str, Any]]) -> dict[str, Any]
             "head": named(operation("Whether a file is there", {"200": {"description": "it is"}}), "sha256"),
         },
         "/api/v1/nodes": {"get": operation("Replicas, and the keys they sign receipts with", {"200": _answer("nodes", anything)})},
+        "/api/v1/keys": {"post": operation("Buy a prepaid key, paid by x402", {"201": _answer("the key's account", anything)}, order)},
+        "/api/v1/keys/{id}": {"get": named(operation("What is left of your prepaid key", {"200": _answer("its account", anything)}), "id")},
+        "/api/v1/keys/{id}/credit": {
+            "post": named(operation("More money on a prepaid key, paid by x402", {"201": _answer("its account", anything)}, amount), "id")
+        },
+        "/api/v1/keys/{id}/close": {
+            "post": named(operation("Close your prepaid key; what is left is refunded", {"200": _answer("refunds", anything)}), "id")
+        },
         "/api/v1/receipts": {"get": named(receipts, "payer", "from", "after", "limit", where="query")},
         "/api/v1/receipts/{id}": {"get": operation("A receipt of yours", {"200": _answer("the receipt", anything)}, parameter="id")},
     }

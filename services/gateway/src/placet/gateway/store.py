@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from placet.core.db import insert_new
 from placet.core.types import Address, Hash32
@@ -26,6 +26,7 @@ _KEY = sa.Table(
     sa.Column("cpu_ms_per_s", sa.Integer),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("disabled_at", sa.BigInteger),
+    sa.Column("prepaid", sa.Boolean),
 )
 _TASK = sa.Table(
     "task",
@@ -59,6 +60,8 @@ class ApiKey:
     clients: frozenset[Address]
     requests_per_s: int
     cpu_ms_per_s: int
+    prepaid: bool = False
+    """Bought by somebody unknown: it calls models, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,35 @@ class TaskRow:
     attempt: int = 1
 
 
+def new_row(
+    key_id: str,
+    secret_sha256: bytes,
+    name: str,
+    *,
+    clients: frozenset[Address] = frozenset(),
+    requests_per_s: int,
+    cpu_ms_per_s: int = 0,
+    prepaid: bool,
+    now: int,
+) -> dict[str, Any]:
+    """An API key's row."""
+    return {
+        "id": key_id,
+        "secret_sha256": secret_sha256,
+        "name": name,
+        "clients": ",".join(sorted(client.hex() for client in clients)),
+        "requests_per_s": requests_per_s,
+        "cpu_ms_per_s": cpu_ms_per_s,
+        "created_at": now,
+        "prepaid": prepaid,
+    }
+
+
+async def insert_key(connection: AsyncConnection, row: dict[str, Any]) -> None:
+    """Add an API key inside somebody's transaction."""
+    await connection.execute(sa.insert(_KEY).values(**row))
+
+
 class Store:
     """All access to the gateway's database."""
 
@@ -96,17 +128,18 @@ class Store:
 
     async def add_key(self, key: ApiKey) -> None:
         """Add an API key."""
-        values = {
-            "id": key.id,
-            "secret_sha256": key.secret_sha256,
-            "name": key.name,
-            "clients": ",".join(sorted(client.hex() for client in key.clients)),
-            "requests_per_s": key.requests_per_s,
-            "cpu_ms_per_s": key.cpu_ms_per_s,
-            "created_at": int(time.time()),
-        }
+        row = new_row(
+            key.id,
+            key.secret_sha256,
+            key.name,
+            clients=key.clients,
+            requests_per_s=key.requests_per_s,
+            cpu_ms_per_s=key.cpu_ms_per_s,
+            prepaid=key.prepaid,
+            now=int(time.time()),
+        )
         async with self._engine.begin() as connection:
-            await connection.execute(sa.insert(_KEY).values(**values))
+            await insert_key(connection, row)
 
     async def disable_key(self, key_id: str) -> bool:
         """Disable a key; False when there is none such."""
@@ -122,7 +155,7 @@ class Store:
         if row is None:
             return None
         clients = frozenset(Address(bytes.fromhex(text)) for text in row.clients.split(",") if text)
-        return ApiKey(row.id, row.secret_sha256, row.name, clients, row.requests_per_s, row.cpu_ms_per_s)
+        return ApiKey(row.id, row.secret_sha256, row.name, clients, row.requests_per_s, row.cpu_ms_per_s, bool(row.prepaid))
 
     async def add_tasks(self, rows: Sequence[TaskRow]) -> frozenset[int]:
         """Record the tasks of one batch before it is published: all of them, or none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +16,13 @@ from placet.core.models import Rate, parse_reference
 from placet.core.payment.offers import REQUIRED_HEADER, RESPONSE_HEADER, SIGNATURE_HEADER, Scheme
 from placet.core.payment.prices import Size
 from placet.core.receipts import decode
-from placet.core.types import hex0x
+from placet.core.types import Hash32, hex0x
 from placet.gateway.inference.service import Call, InferenceService, Opened, Resolved
 from placet.gateway.keys import Authenticator
+from placet.gateway.payment.assets import Priced
 from placet.gateway.payment.gate import Gate, Replayed, Taken, answer_of
 from placet.gateway.payment.ledger import MAX_ANSWER_BYTES
+from placet.gateway.payment.prepaid import Account, Use, check_model
 from placet.gateway.payment.records import Answer, PaidRequest, Payment, request_hash
 from placet.gateway.payment.states import State
 from placet.gateway.store import ApiKey
@@ -29,11 +32,13 @@ _METERED = frozenset({pb.SURFACE_CHAT, pb.SURFACE_COMPLETIONS})
 
 @dataclass(slots=True)
 class Admission:
-    """What a request may do. `resolved` and `taken` where it is paid; `replay`: it was answered before."""
+    """What a request may do. `resolved` where it is paid, and `taken` or `use` (a prepaid key's); `replay`: it was answered before."""
 
     resolved: Resolved | None = None
     taken: Taken | None = None
     replay: Replayed | None = None
+    use: Use | None = None
+    rate: Rate | None = None
     began: bool = field(default=False, init=False)
 
 
@@ -67,6 +72,10 @@ class Paywall:
         if payload is not None and (replay := await self._gate.replayed(payload, paid_for)) is not None:
             return Admission(replay=replay)
         resolved = await self._inference.resolve(parse_reference(call.model))
+        account = None
+        if payload is None and key is not None and key.prepaid and self._gate.prepaid is not None:
+            account = await self._gate.prepaid.account(key.id)
+            check_model(account, f"{resolved.manifest.publisher}/{resolved.manifest.name}")
         mode = call.wants.mode.value
         priced = None
         if resolved.tables:
@@ -84,6 +93,8 @@ class Paywall:
             raise InvalidInput(
                 f"placet/max_price: the request may cost {amount}, at most {call.wants.max_price} is wanted", field="placet/max_price"
             )
+        if account is not None:
+            return await self._hold(account, resolved, priced, mode)
         url, description = str(request.url), f"{resolved.name}, {mode}"
         if payload is None:
             wanted = PaymentRequired(
@@ -98,8 +109,23 @@ class Paywall:
             raise
         return Admission(replay=found) if isinstance(found, Replayed) else Admission(resolved, found)
 
+    async def _hold(self, account: Account, resolved: Resolved, priced: Priced, mode: str) -> Admission:
+        """Hold what a prepaid request may cost."""
+        assert self._gate is not None
+        assert self._gate.prepaid is not None
+        prices = priced.prices[0]
+        if (prices.network, prices.asset) != (account.network, account.asset):
+            raise PaymentRefused(
+                f"the model is priced in {hex0x(prices.asset)} on {prices.network}, not in this key's asset", check="asset"
+            )
+        use_id = Hash32(secrets.token_bytes(32))
+        use = await self._gate.prepaid.hold(account.key_id, use_id, priced.offers[0].amount, prices.pay_to, now=self._gate.now())
+        return Admission(resolved, use=use, rate=prices.rate_of(mode))
+
     async def open(self, call: Call, admission: Admission) -> Opened:
         """Begin the answer. A payment for which nothing began may be used again."""
+        if admission.use is not None:
+            return await self._open_held(call, admission, admission.use)
         taken = admission.taken
         if taken is None or admission.resolved is None:
             return await self._inference.open(call)
@@ -112,12 +138,41 @@ class Paywall:
         await self._gate.began(taken)
         return opened
 
+    async def _open_held(self, call: Call, admission: Admission, use: Use) -> Opened:
+        assert self._gate is not None
+        assert self._gate.prepaid is not None
+        assert admission.resolved is not None
+        assert admission.rate is not None
+        terms = pb.PaymentTerms(
+            payer=use.account.payer,
+            network=use.account.network,
+            asset=use.account.asset,
+            payment_id=hex0x(use.id),
+            max_amount=str(use.maximum),
+            rate=_rate(admission.rate),
+        )
+        try:
+            return await self._inference.open_paid(call, admission.resolved, terms, self._gate.rules.longest_s)
+        except BaseException:
+            await self._gate.prepaid.end(use.id, 0, now=self._gate.now())
+            raise
+
+    async def _end(self, use: Use, finished: pb.Finished) -> Account:
+        assert self._gate is not None
+        assert self._gate.prepaid is not None
+        receipt = decode(finished.receipt)
+        charged = 0 if receipt.price is None else min(receipt.price.amount, use.maximum)
+        return await self._gate.prepaid.end(use.id, charged, now=self._gate.now())
+
     async def finish(self, admission: Admission, finished: pb.Finished, body: bytes, media_type: str) -> dict[str, str]:
         """The answer is complete, and not sent yet. Returns headers for it.
 
         Raises:
             PaymentRefused: what was authorized will never be executed, so the answer is not given out.
         """
+        if admission.use is not None:
+            account = await self._end(admission.use, finished)
+            return {"placet-charged": _charged(finished), "placet-credit": str(account.available)}
         payment = await self._ended(admission, finished, body, media_type)
         return {} if payment is None else said_of(payment)
 
@@ -136,6 +191,9 @@ class Paywall:
 
     async def finish_stream(self, admission: Admission, finished: pb.Finished, seen: StreamCopy) -> dict[str, Any] | None:
         """The same at the end of a stream; what is said of the payment goes into its last chunk."""
+        if admission.use is not None:
+            account = await self._end(admission.use, finished)
+            return {"charged": _charged(finished), "credit": str(account.available)}
         payment = await self._ended(admission, finished, seen.bytes(), "text/event-stream")
         return None if payment is None else payment.response().document()
 
@@ -172,6 +230,11 @@ def _terms(taken: Taken) -> pb.PaymentTerms:
         max_amount="" if exact else str(payment.maximum),
         rate=_rate(taken.rate),
     )
+
+
+def _charged(finished: pb.Finished) -> str:
+    price = decode(finished.receipt).price
+    return "0" if price is None else str(price.amount)
 
 
 def _rate(rate: Rate) -> pb.PaymentRate:

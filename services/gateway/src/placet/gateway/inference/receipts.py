@@ -42,6 +42,7 @@ _RECEIPT = sa.Table(
     sa.Column("payer", sa.LargeBinary(20)),
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("receipt", sa.LargeBinary),
+    sa.Column("payment_id", sa.String(80)),
 )
 _MAX_PAGE = 1000
 _AFTER = re.compile(r"([0-9]{1,16})\.([0-9a-f]{64})\Z")
@@ -62,6 +63,7 @@ class ReceiptStore:
                 "payer": None if receipt.price is None else receipt.price.payer,
                 "finished_at": receipt.finished_at,
                 "receipt": raw,
+                "payment_id": None if receipt.price is None else receipt.price.payment_id[:80],
             }
             for receipt, tenant, raw in found
         ]
@@ -92,13 +94,11 @@ class ReceiptStore:
 
     async def of_payment(self, payer: Address, payment_id: str, since_ms: int) -> Receipt | None:
         """The receipt of a payment, if there is one."""
-        query = sa.select(_RECEIPT.c.receipt).where(_RECEIPT.c.payer == payer, _RECEIPT.c.finished_at >= since_ms)
+        same = sa.and_(_RECEIPT.c.payment_id == payment_id, _RECEIPT.c.payer == payer, _RECEIPT.c.finished_at >= since_ms)
+        query = sa.select(_RECEIPT.c.receipt).where(same).order_by(_RECEIPT.c.finished_at).limit(1)
         async with self._engine.connect() as connection:
-            for raw in (await connection.execute(query.order_by(_RECEIPT.c.finished_at).limit(_MAX_PAGE))).scalars():
-                receipt = core.decode(raw)
-                if receipt.price is not None and receipt.price.payment_id == payment_id:
-                    return receipt
-        return None
+            raw = (await connection.execute(query)).scalar_one_or_none()
+        return None if raw is None else core.decode(raw)
 
     async def prune(self, before_ms: int) -> None:
         """Forget receipts that were made before a time."""

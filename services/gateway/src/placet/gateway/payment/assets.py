@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from placet.core.errors import InvalidInput
-from placet.core.models import Prices
+from placet.core.models import Prices, Rate
 from placet.core.payment.offers import Method, Offer, Scheme, chain_id_of
 from placet.core.payment.prices import PriceTable, Size, standing, worst_case
 from placet.core.types import Address, address_from, hex0x
@@ -105,6 +105,15 @@ def price(
                 offers.append(offer)
                 prices.append(table.prices)
     return Priced(tuple(offers), tuple(prices)) if offers else None
+
+
+def topup(assets: dict[tuple[str, Address], Asset], network: str, token: Address, amount: int, pay_to: Address, timeout_s: int) -> Priced:
+    """The offers for filling a prepaid key. Raises InvalidInput: the token is not taken here."""
+    asset = assets.get((network, token))
+    if asset is None:
+        raise InvalidInput(f"asset: {hex0x(token)} on {network} is not taken here", field="asset")
+    offers = tuple(_offers(asset, pay_to, amount, timeout_s, is_metered=False))
+    return Priced(offers, (Prices(network, token, pay_to, Rate(request=amount)),) * len(offers))
 
 
 def _offers(asset: Asset, pay_to: Address, amount: int, max_timeout_s: int, *, is_metered: bool) -> list[Offer]:

@@ -17,6 +17,7 @@ from placet.core.payment.verify import verify
 from placet.core.types import Address, Hash32
 from placet.gateway.payment.assets import Asset, Priced, price
 from placet.gateway.payment.ledger import Ledger
+from placet.gateway.payment.prepaid import Prepaid
 from placet.gateway.payment.records import Answer, Answered, InProgress, Outcome, PaidRequest, Payment, Unanswered
 from placet.gateway.payment.settler import Settler
 
@@ -67,22 +68,28 @@ class Gate:
         ledger: Ledger,
         settler: Settler,
         rules: Rules,
+        prepaid: Prepaid | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._assets = assets
+        self.assets = assets
+        self.prepaid = prepaid
         self.ledger = ledger
         self.settler = settler
         self.rules = rules
         self._clock = clock
 
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(self._clock())
+
     def price(self, tables: Sequence[PriceTable], size: Size, mode: str, *, is_metered: bool) -> Priced | None:
         """What a request of this size is offered for; None: nothing. Raises InvalidInput: the model's token is not taken here."""
         return price(
-            self._assets,
+            self.assets,
             tables,
             size,
             mode,
-            now=int(self._clock()),
+            now=self.now(),
             max_timeout_s=self.rules.max_timeout_s,
             is_metered=is_metered,
         )
@@ -102,7 +109,7 @@ class Gate:
         Raises:
             PaymentPending, PaymentConflict, PaymentRefused.
         """
-        found = await self.ledger.find(payload, request, now=int(self._clock()))
+        found = await self.ledger.find(payload, request, now=self.now())
         return None if found is None else self._standing(found)
 
     def wanted(self, priced: Priced, url: str, description: str, error: str = "payment_required") -> str:
@@ -111,8 +118,10 @@ class Gate:
         extensions = {identifier.NAME: identifier.declaration()}
         return PaymentRequired(current, url, description, error=error, extensions=extensions).header()
 
-    async def take(self, payload: PaymentPayload, request: PaidRequest, priced: Priced, mode: str) -> Taken | Replayed:
-        """Take a payment for a request.
+    async def take(
+        self, payload: PaymentPayload, request: PaidRequest, priced: Priced, mode: str, *, risked: bool = True
+    ) -> Taken | Replayed:
+        """Take a payment for a request. Not `risked`: nothing is done before it is settled, so no credit is given.
 
         Raises:
             PaymentRefused: names the check and what to do. PaymentConflict, PaymentPending.
@@ -120,9 +129,10 @@ class Gate:
         """
         if not self.settler.is_there:
             raise Unavailable("payments cannot be settled at the moment, so none is taken; send the same one again later")
-        verified = verify(payload, priced.offers, now=int(self._clock()), needed_s=self.rules.needed_s)
-        exposure = await self.settler.exposure(verified.offer, verified.payer, limit=self.rules.credit_limit, max_open=self.rules.max_open)
-        outcome = await self.ledger.reserve(verified, request, exposure, now=int(self._clock()))
+        verified = verify(payload, priced.offers, now=self.now(), needed_s=self.rules.needed_s)
+        limit = self.rules.credit_limit + (0 if risked else verified.maximum)
+        exposure = await self.settler.exposure(verified.offer, verified.payer, limit=limit, max_open=self.rules.max_open)
+        outcome = await self.ledger.reserve(verified, request, exposure, now=self.now())
         if isinstance(outcome, Answered | InProgress | Unanswered):
             return self._standing(outcome)
         return Taken(outcome.payment, priced.prices_of(verified.offer).rate_of(mode))
@@ -144,7 +154,7 @@ class Gate:
 
     async def began(self, taken: Taken) -> None:
         """Before the first byte leaves. All of an `exact` payment is due then, and is settled while the answer is made."""
-        now = int(self._clock())
+        now = self.now()
         await self.ledger.serve(taken.payment.id, now=now)
         if taken.payment.scheme is Scheme.EXACT:
             self.settler.settle_soon(await self.ledger.due(taken.payment.id, taken.payment.maximum, now=now))
@@ -155,7 +165,7 @@ class Gate:
 
     async def ended(self, taken: Taken, charged: int, answer: Answer) -> Payment:
         """The answer is complete. Returns the payment as it stands, after a little patience with the chain where all of it was known."""
-        now, payment_id = int(self._clock()), taken.payment.id
+        now, payment_id = self.now(), taken.payment.id
         if taken.payment.scheme is Scheme.UPTO:
             payment = await self.ledger.due(payment_id, min(charged, taken.payment.maximum), now=now, answer=answer)
             if payment.charged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections import OrderedDict
@@ -21,7 +22,8 @@ from placet.core.rpc_errors import from_rpc
 from placet.core.telemetry import metrics
 from placet.core.types import Address, Hash32, hex0x
 from placet.gateway.payment.ledger import Ledger
-from placet.gateway.payment.records import Exposure, Payment
+from placet.gateway.payment.prepaid import SURFACE, OpenUse, Prepaid, Refund
+from placet.gateway.payment.records import Answer, Exposure, Payment
 from placet.gateway.payment.states import IllegalMove, State
 
 log = logging.getLogger(__name__)
@@ -37,21 +39,34 @@ _TIMEOUT_S = 5.0
 _LATER: tuple[type[Exception], ...] = (PlacetError, IllegalMove, *DATABASE_ERRORS)
 _OUTCOMES = metrics.counter("placet_gateway_payments_total", "Payments that ended, by outcome.", ["outcome"])
 
-ChargeOf = Callable[[Payment], Awaitable[int | None]]
-"""What a payment whose answer was cut is charged, by its receipt; None: no receipt is there."""
+_SWEEP_S_LATER = 30
+"""An answer's receipt is here by then."""
+
+ChargeOf = Callable[[Address, Hash32, int], Awaitable[int | None]]
+"""What a request is charged whose answer was cut, by its receipt (payer, payment's id, unix seconds since when); None: there is none."""
 
 
 class Settler:
     """One replica's conversation with settlement."""
 
     def __init__(
-        self, address: str, ledger: Ledger, charge_of: ChargeOf, *, horizon_s: int, clock: Callable[[], float] = time.time
+        self,
+        address: str,
+        ledger: Ledger,
+        charge_of: ChargeOf,
+        *,
+        horizon_s: int,
+        longest_s: int = 120,
+        prepaid: Prepaid | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._channel = grpc.aio.insecure_channel(address)
         self._stub: Any = payment_pb2_grpc.PaymentServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._ledger = ledger
         self._charge_of = charge_of
+        self._prepaid = prepaid
         self._horizon_s = horizon_s
+        self._longest_s = longest_s
         self._clock = clock
         self._heard_at = float("-inf")
         self._open: OrderedDict[Hash32, None] = OrderedDict()
@@ -137,6 +152,8 @@ class Settler:
             await self._ledger.broadcast(payment_id, tx_hash, now=now)
         if payment is None:
             return
+        if payment.state is State.SETTLED:
+            await self._credit(payment)
         self._open.pop(payment_id, None)
         _OUTCOMES.labels(payment.state.value).inc()
         for future in self._ended.pop(payment_id, []):
@@ -195,15 +212,20 @@ class Settler:
         for payment in await self._ledger.sweep(now=now):
             await self._carefully(self._look_after(payment, now), payment.id)
         for payment in await self._ledger.owed(now=now):
-            await self._carefully(self._refund(payment), payment.id)
+            await self._carefully(self._credit(payment) if payment.request.surface == SURFACE else self._refund(payment), payment.id)
+        if self._prepaid is not None:
+            for use in await self._prepaid.open_uses(before=now - self._longest_s - _SWEEP_S_LATER):
+                await self._carefully(self._end(use, now), use.id)
+            for refund in await self._prepaid.refunds():
+                await self._carefully(self._give_back(refund), refund.payment_id)
 
     async def _look_after(self, payment: Payment, now: int) -> None:
         if payment.state is State.RESERVED:
             await self._ledger.release(payment.id)
         elif payment.state is State.SERVING:
-            charged = await self._charge_of(payment)
+            charged = await self._charge_of(payment.payer, payment.id, payment.created_at)
             if charged is not None:
-                await self.settle(await self._ledger.due(payment.id, charged, now=now))
+                await self.settle(await self._ledger.due(payment.id, min(charged, payment.maximum), now=now))
             elif payment.updated_at < now - self._horizon_s:
                 await self._ledger.due(payment.id, 0, now=now)  # no receipt came: nothing was answered
         elif payment.charged is not None:
@@ -211,16 +233,45 @@ class Settler:
 
     async def _refund(self, payment: Payment) -> None:
         """Settled, and never answered: credited to its payer, once its id."""
+        await self._give_back(Refund(payment.id, payment.payer, payment.chain_id, payment.offer.asset, payment.charged or 0))
+        body = orjson.dumps(
+            {"code": "refunded", "message": f"nothing was served; {payment.charged} are credited to the payer at RefundVault"}
+        )
+        await self._ledger.answer(payment.id, Answer(Hash32(hashlib.sha256(body).digest()), None, body, status=410), now=int(self._clock()))
+
+    async def _give_back(self, refund: Refund) -> None:
         await self._ask(
             "RefundPayment",
             pb.RefundPaymentRequest(
-                payment_id=payment.id,
-                payer=payment.payer,
-                chain_id=payment.chain_id,
-                asset=payment.offer.asset,
-                amount=str(payment.charged),
+                payment_id=refund.payment_id,
+                payer=refund.payer,
+                chain_id=refund.chain_id,
+                asset=refund.asset,
+                amount=str(refund.amount),
             ),
         )
+        if self._prepaid is not None:
+            await self._prepaid.refunded(refund.payment_id, now=int(self._clock()))
+
+    # --- prepaid keys
+
+    async def _credit(self, payment: Payment) -> None:
+        """What fills a key does so when its transfer is final, whoever waits for it. Then the purchase is answered."""
+        if self._prepaid is None or payment.request.surface != SURFACE:
+            return
+        now = int(self._clock())
+        account = await self._prepaid.credit(payment.id, now=now)
+        body = orjson.dumps(account.document())
+        await self._ledger.answer(payment.id, Answer(Hash32(hashlib.sha256(body).digest()), None, body, status=201), now=now)
+
+    async def _end(self, use: OpenUse, now: int) -> None:
+        """What a request of a prepaid key holds, after what served it was lost: charged by its receipt, and nothing without one."""
+        assert self._prepaid is not None
+        charged = await self._charge_of(use.payer, use.id, use.created_at)
+        if charged is not None:
+            await self._prepaid.end(use.id, min(charged, use.maximum), now=now)
+        elif use.created_at < now - self._horizon_s:
+            await self._prepaid.end(use.id, 0, now=now)
 
     @staticmethod
     async def _carefully(work: Awaitable[None], payment_id: Hash32) -> None:
