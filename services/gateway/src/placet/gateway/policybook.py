@@ -85,6 +85,8 @@ class PolicyBook:
         """
         if self._announced(policy_id) == bundle_sha256:
             return  # operators have it: nothing is loaded, and nobody is told again
+        if await self._objects.size_of(bundle_sha256) is None:
+            raise NotFound("the object store does not hold this bundle", field="bundleSha256")
         charge()
         self._keep(await load_bundle(self._objects, bundle_sha256, policy_id))
         payload = wire.encode_policy_announcement(PolicyAnnouncement(policy_id, bundle_sha256))
