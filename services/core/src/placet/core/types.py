@@ -47,9 +47,12 @@ def _unhex(value: str, size: int, field: str) -> bytes:
     if not isinstance(value, str) or len(value) != 2 + 2 * size or not value.startswith("0x"):
         raise InvalidInput(f"{field}: 0x and {2 * size} hex digits wanted", field=field)
     try:
-        return bytes.fromhex(value[2:])
+        raw = bytes.fromhex(value[2:])
     except ValueError:
         raise InvalidInput(f"{field}: not hexadecimal", field=field) from None
+    if len(raw) != size:  # fromhex passes over white space
+        raise InvalidInput(f"{field}: not hexadecimal", field=field)
+    return raw
 
 
 def hex0x(value: bytes) -> str:

@@ -63,9 +63,12 @@ def hex_bytes(value: Any, field: str, max_bytes: int) -> bytes:
     if len(value) > 2 + 2 * max_bytes:
         raise TooLarge(f"{field}: {len(value) // 2 - 1} bytes, at most {max_bytes}", field=field)
     try:
-        return bytes.fromhex(value[2:])
+        raw = bytes.fromhex(value[2:])
     except ValueError:
         raise InvalidInput(f"{field}: 0x hex wanted", field=field) from None
+    if 2 * len(raw) != len(value) - 2:  # fromhex passes over white space
+        raise InvalidInput(f"{field}: 0x hex wanted", field=field)
+    return raw
 
 
 def _text(value: Any, field: str, max_bytes: int) -> str:
