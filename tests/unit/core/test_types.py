@@ -8,7 +8,7 @@ from placet.core.errors import InvalidInput
 from placet.core.types import address_from, hash_from
 from placet.gateway.requests import hex_bytes
 
-WRONG = [
+WRONG = ["", "0x", "0x" + "00" * 19, "0x" + "00" * 21, "00" * 21, "0X" + "00" * 20, "0x" + "0g" * 20, "0x" + "00" * 19 + "  "]
     "",
     "0x",
     "0x" + "00" * 19,
