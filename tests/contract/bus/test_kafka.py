@@ -184,10 +184,15 @@ async def test_topics_are_created_as_the_table_says_and_applying_again_repairs_t
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, {"retention.ms": "1000"})])  # resets cleanup.policy
         done = await apply_topics(settings, table)
         assert f"configured {name}" in done
-        rows = (await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, t) for t in table]))[0].resources
-        for row in rows:
-            found = {entry[0]: entry[1] for entry in row[4]}
-            assert table[row[3]].config().items() <= found.items()
+        wanted = {topic.name: topic.config() for topic in table.values()}
+        ends = time.monotonic() + 10  # a broker answers by its own copy of the metadata, which follows the controller's
+        while True:
+            rows = (await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, t) for t in table]))[0].resources
+            found = {row[3]: {entry[0]: entry[1] for entry in row[4] if entry[0] in wanted[row[3]]} for row in rows}
+            if found == wanted or time.monotonic() > ends:
+                break
+            await asyncio.sleep(0.1)
+        assert found == wanted
         assert {row["topic"]: len(row["partitions"]) for row in await admin.describe_topics(list(table))} == {
             t.name: t.partitions for t in table.values()
         }

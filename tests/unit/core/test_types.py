@@ -9,16 +9,6 @@ from placet.core.types import address_from, hash_from
 from placet.gateway.requests import hex_bytes
 
 WRONG = ["", "0x", "0x" + "00" * 19, "0x" + "00" * 21, "00" * 21, "0X" + "00" * 20, "0x" + "0g" * 20, "0x" + "00" * 19 + "  "]
-    "",
-    "0x",
-    "0x" + "00" * 19,
-    "0x" + "00" * 21,
-    "00" * 21,
-    "0X" + "00" * 20,
-    "0x" + "0g" * 20,
-    "0x" + "00" * 19 + "  ",
-    "0x 0" + "0" * 38,
-]
 
 
 @pytest.mark.parametrize("text", [*WRONG, "0x" + "00" * 18 + "\t\n00", "0x" + "\u0660" * 40])

@@ -81,6 +81,10 @@ class SettlementService:
         self._inbox = Inbox(self._take, self._never)
         self.subscription: Subscription | None = None
 
+    def wake(self) -> None:
+        """There is a new job."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Work until cancelled."""
         self.subscription = await self._bus.subscribe(
