@@ -22,7 +22,7 @@ from x402.mechanisms.evm.exact import register_exact_evm_client
 from placet.core.evm.contracts import encode_call
 from placet.core.models import Prices, Rate
 from placet.core.payment.calls import settlement_call
-from placet.core.payment.offers import Offer, offer_of
+from placet.core.payment.offers import Method, Offer, offer_of
 from placet.core.payment.payload import parse_header
 from placet.core.payment.verify import key_of, verify
 from placet.core.types import Address, hex0x
@@ -123,11 +123,15 @@ async def test_a_permit_moves_it_too(bazaar: Bazaar) -> None:
     assert await bazaar.balance(PAY_TO) == 1000
 
 
-async def test_an_authorization_that_somebody_else_sent_first_counts(bazaar: Bazaar) -> None:
+@pytest.mark.parametrize("method", [Method.EIP3009, Method.PERMIT2])
+async def test_a_payment_that_somebody_else_sent_first_counts(bazaar: Bazaar, method: Method) -> None:
     """Its signature is public once it is in a mempool. Our own transaction reverts then, and the payer has paid."""
     payer = paying.Payer()
     await bazaar.give(payer.address)
-    (offer, _) = await bazaar.offers(INFER, ROWS)
+    await bazaar.network.rpc.call("anvil_setBalance", [hex0x(payer.address), hex(10**18)])
+    await bazaar.network.rpc.call("anvil_impersonateAccount", [hex0x(payer.address)])
+    await approve_permit2(bazaar.network.chain, payer.address, bazaar.token)
+    offer = next(offer for offer in await bazaar.offers(INFER, ROWS) if offer.method is method)
     payment = payer.signs(offer)
     payload = parse_header(paying.header_of(payment))
     target, calldata = settlement_call(verify(payload, [offer], now=int(time.time()), needed_s=0), offer.amount)

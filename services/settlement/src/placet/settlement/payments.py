@@ -221,17 +221,27 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         try:
             if job.state == "confirmed" and job.transaction_hash and await self._holds(rpc, job, move, hex0x(job.transaction_hash)):
                 return job.transaction_hash
-            if move.permit2:
-                return None  # a proxy's call by somebody else carries the payer's nonce in nothing that can be looked for
             head = int(await rpc.call("eth_blockNumber", []), 16)
             topics = [_USED_EVENT, hex0x(bytes(12) + move.payer), hex0x(move.nonce)]
+            if move.permit2:  # its nonce is in no event; what moved says who and how much
+                topics = [_TRANSFER_EVENT, hex0x(bytes(12) + move.payer), hex0x(bytes(12) + move.pay_to)]
             wanted = {"address": hex0x(move.token), "topics": topics, "fromBlock": hex(max(0, head - _BACK)), "toBlock": hex(head)}
             for entry in await rpc.call("eth_getLogs", [wanted]):
-                if await self._holds(rpc, job, move, str(entry["transactionHash"])):
-                    return bytes.fromhex(str(entry["transactionHash"])[2:])
+                tx_hash = str(entry["transactionHash"])
+                if move.permit2 and not await self._is_same_call(rpc, job, tx_hash):
+                    continue
+                if await self._holds(rpc, job, move, tx_hash):
+                    return bytes.fromhex(tx_hash[2:])
         except (KeyError, TypeError, ValueError, RpcError) as error:
             raise Unavailable(f"the node says something odd: {type(error).__name__}") from None
         return None
+
+    @staticmethod
+    async def _is_same_call(rpc: RpcClient, job: Job, tx_hash: str) -> bool:
+        """Whether a transaction is this payment's very call. Inside another contract's call it is not recognized: the payer could have
+        used the permit's nonce for something else there."""
+        sent = await rpc.call("eth_getTransactionByHash", [tx_hash])
+        return sent is not None and str(sent["to"]).lower() == hex0x(job.target) and str(sent["input"]).lower() == hex0x(job.calldata)
 
     async def _holds(self, rpc: RpcClient, job: Job, move: Move, tx_hash: str) -> bool:
         """Whether a transaction is final, succeeded, and the token says that it moved exactly this."""
