@@ -78,12 +78,13 @@ class PolicyBook:
 
     async def announce(self, policy_id: Hash32, bundle_sha256: Hash32, charge: Callable[[], None]) -> None:
         """Tell operators where a policy lies, if that is news to them: `charge` is called, and the bundle is loaded and checked first.
+        What was announced with another key is news: operators may not know that key, or not any more.
 
         Raises:
             InvalidInput, VerificationFailed, NotFound: it is not that policy.
             RateLimited: `charge` says so.
         """
-        if self._announced(policy_id) == bundle_sha256:
+        if self._announced(policy_id, self._signer.public_key) == bundle_sha256:
             return  # operators have it: nothing is loaded, and nobody is told again
         if await self._objects.size_of(bundle_sha256) is None:
             raise NotFound("the object store does not hold this bundle", field="bundleSha256")
@@ -93,13 +94,14 @@ class PolicyBook:
         envelope = seal(self._signer, kind=Kind.POLICY_ANNOUNCEMENT, chain_id=0, sender=self._signer.public_key, payload=payload)
         await self._bus.publish(topics.POLICIES, policy_id, envelope)
 
-    def _announced(self, policy_id: Hash32) -> Hash32 | None:
-        """Where a policy was said to lie."""
+    def _announced(self, policy_id: Hash32, by: bytes | None = None) -> Hash32 | None:
+        """Where a policy was said to lie, by anybody or with one key."""
         record = self._policies.get(policy_id) if self._policies is not None else None
         if record is None or record.value is None:
             return None
         try:
-            return wire.decode_policy_announcement(open_envelope(record.value, lambda kind, sender: sender).payload).bundle_sha256
+            message = open_envelope(record.value, lambda kind, sender: sender if by in (None, sender) else None)
+            return wire.decode_policy_announcement(message.payload).bundle_sha256
         except (InvalidInput, VerificationFailed):
             return None
 

@@ -157,7 +157,7 @@ class Results:
                 else:
                     await self._fail(self._pending[batch_id], "the gateway stopped before it could publish the task; ask again")
         for record in await self._read(topics.ATTESTATIONS, batches, since):
-            await self._take(record)
+            await self._patiently(self._take, record)
 
     async def _read(self, topic: str, batch_ids: Iterable[Hash32], since: int) -> list[Record]:
         """What a topic holds of some batches since a time."""

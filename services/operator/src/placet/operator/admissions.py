@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 
 from placet.core import topics, wire
-from placet.core.bus import Bus, Record
+from placet.core.bus import Bus, BusError, Record
 from placet.core.envelope import BusSigner, Kind, open_envelope, seal
 from placet.core.errors import InvalidInput, VerificationFailed
 from placet.core.messages import Admission
@@ -21,6 +21,7 @@ from placet.core.types import Address, Hash32, hex0x
 
 log = logging.getLogger(__name__)
 REPAIR_S = 60.0
+_RETRY_S = 5.0
 
 
 class Admissions:
@@ -43,7 +44,19 @@ class Admissions:
         envelope = seal(self._signer, kind=Kind.ADMISSION, chain_id=0, sender=self._operator, payload=wire.encode_admission(admission))
         self._said[admission.policy_id] = envelope
         self._said_at[admission.policy_id] = said_at
-        await self._bus.publish(topics.ADMISSIONS, admission.policy_id + self._operator, envelope)
+        await self._publish(admission.policy_id)
+
+    async def _publish(self, policy_id: Hash32) -> None:
+        """Say what stands. A bus that is away ends nothing: it is said again."""
+        try:
+            await self._bus.publish(topics.ADMISSIONS, policy_id + self._operator, self._said[policy_id])
+        except BusError as error:
+            log.warning("this operator's word on policy %s is not said yet: %s", hex0x(policy_id), error)
+            self._say_again(policy_id, _RETRY_S)
+
+    def _say_again(self, policy_id: Hash32, delay_s: float) -> None:
+        if policy_id not in self._waiting:
+            self._waiting[policy_id] = asyncio.get_running_loop().call_later(delay_s, self._repairs.put_nowait, policy_id)
 
     async def run(self) -> None:
         """Watch what is written under this operator's keys."""
@@ -79,8 +92,8 @@ class Admissions:
             return
         if policy_id in self._waiting:
             return
-        delay_s = max(0.0, self._not_before.get(policy_id, 0.0) - time.monotonic())
-        self._waiting[policy_id] = asyncio.get_running_loop().call_later(delay_s, self._repairs.put_nowait, policy_id)
+        log.warning("somebody wrote over this operator's word on policy %s; it is said again", hex0x(policy_id))
+        self._say_again(policy_id, max(0.0, self._not_before.get(policy_id, 0.0) - time.monotonic()))
 
     def _is_newer_word(self, policy_id: Hash32, value: bytes | None) -> bool:
         """Whether it is this operator's own, said later: then that is what it says now."""
@@ -102,5 +115,4 @@ class Admissions:
             policy_id = await self._repairs.get()
             self._waiting.pop(policy_id, None)
             self._not_before[policy_id] = time.monotonic() + REPAIR_S
-            log.warning("somebody wrote over this operator's word on policy %s; it is said again", hex0x(policy_id))
-            await self._bus.publish(topics.ADMISSIONS, policy_id + self._operator, self._said[policy_id])
+            await self._publish(policy_id)

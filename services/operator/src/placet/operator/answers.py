@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 BATCHES = metrics.counter("placet_operator_batches_total", "Batches handled, by outcome.", ["outcome"])
 _LEFT_FOR_A_PROPOSAL_S = 10.0
+_WHOLE_BATCH_S = 3.0
+"""After the time of observing, for the answer to a whole batch. The aggregator waits 8 s by default, and what one task takes (2.5 s), a
+Proposal and its answer have to fit into that as well: who answers later fails everybody's tasks with those that are slow."""
 _TASKS = metrics.counter("placet_operator_tasks_total", "Tasks decided or abstained from.", ["outcome"])
 
 
@@ -308,7 +311,10 @@ class Answers:
         if await self._log.sent(run.id, Kind.RESPONSE, proposal_digest) is not None:
             return  # `resend` has sent it
         # A whole batch is answered while there is time for a Proposal: what is not decided by then fails alone.
-        until = batch.timestamp + limits.BATCH_LIFETIME_S - (_LEFT_FOR_A_PROPOSAL_S if proposal_digest == ZERO_HASH else 0.0)
+        until: float = batch.timestamp + limits.BATCH_LIFETIME_S
+        if proposal_digest == ZERO_HASH:
+            observing_ends = batch.timestamp + batch.observe_for_ms / 1000
+            until = min(until - _LEFT_FOR_A_PROPOSAL_S, max(observing_ends, self._clock()) + _WHOLE_BATCH_S)
         groups: list[GroupResponse] = []
         abstentions: list[Abstention] = list(run.abstentions)
         for group in agreement.groups:
@@ -316,7 +322,9 @@ class Answers:
                 abstentions += _abstentions_from(group.tasks, abstentions, "outvoted", "what was observed here is not what was agreed")
                 continue
             try:
-                groups.append(await self._sign_group(run, agreement, group, observations, until))
+                signed_group, left_out = await self._sign_group(run, agreement, group, observations, until)
+                groups.append(signed_group)
+                abstentions += [item for item in left_out if item.task not in {other.task for other in abstentions}]
             except PASSED_ON:
                 raise
             except (LeafConflict, Undecided) as error:
@@ -395,9 +403,20 @@ class Answers:
         made = {item[0].task: item for item in results} | known
         return [made[index] for index in group.tasks]
 
-    async def _sign_group(self, run: Run, agreement: Agreement, group: Group, observations: Sequence[bytes], until: float) -> GroupResponse:
+    async def _sign_group(
+        self, run: Run, agreement: Agreement, group: Group, observations: Sequence[bytes], until: float
+    ) -> tuple[GroupResponse, list[Abstention]]:
+        """A group's answer, without the tasks for which the batch's fuel did not suffice: where every operator decides the same list of
+        tasks, under a Proposal of observations, those are the same tasks everywhere, and the others' leaves one root."""
         batch, policy = run.context.batch, run.loaded.policy
-        results = await self._decide(run, agreement, group, observations, until)
+        left_out: list[Abstention] = []
+        try:
+            results: Sequence[Decided] = await self._decide(run, agreement, group, observations, until)
+        except Undecided as error:
+            same_everywhere = run.loaded.needs_observation and all(isinstance(item, OverBudget) for item in error.failures.values())
+            if not same_everywhere or not error.decided:
+                raise
+            results, left_out = error.decided, _failed_tasks(run.context, group, error)
         await self._evidence.put([record for _, record in results], batch.timestamp)
         decided = [item for item, _ in results]
         leaves = [leaf_hash(leaf_struct_hash(item.leaf)) for item in decided]
@@ -424,4 +443,4 @@ class Answers:
             signature = await self._bls.sign_certificate(certificate, batch.chain_id, batch.validator)
         for item in decided:
             _TASKS.labels("allow" if item.leaf.allow else "deny").inc()
-        return GroupResponse(tuple(decided), signature)
+        return GroupResponse(tuple(decided), signature), left_out

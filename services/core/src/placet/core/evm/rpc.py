@@ -175,7 +175,7 @@ class RpcClient:
                 answers = answers if isinstance(answers, list) else [answers]
                 by_id = {answer["id"]: answer for answer in answers}
                 return [_result(by_id[call["id"]]) for call in calls]
-            except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 self._bad_until[url] = now + _COOL_DOWN_S
                 failures.append(f"{_address_of(url)}: {type(error).__name__}")
         raise Unavailable(f"no RPC node answers ({', '.join(failures)})")
