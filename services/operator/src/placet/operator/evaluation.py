@@ -27,9 +27,10 @@ from placet.sandbox.fair import FairQueue
 from placet.sandbox.rego import DataSection
 from placet.sandbox.workers import BRIEF_FUEL
 
-BATCH_FUEL = 240_000_000_000
-"""What one batch may use of one operator: half a minute of one thread. Half of it is for all tasks in equal parts, which is all that up to
-60 tasks of the default 2,000,000,000 can use; the other half for those that need more than their part, one after the other."""
+BATCH_FUEL = 40_000_000_000
+"""What one batch may use of one operator: five seconds of one thread, and 2.5 more for its last task, which with that fits into the eight
+seconds that the aggregator waits for answers. Half of it is for all tasks in equal parts, which is all that up to 10 tasks of the default
+2,000,000,000 can use; the other half for those that need more than their part, one after the other."""
 Decided = tuple[DecidedTask, EvidenceRecord]
 
 
