@@ -260,7 +260,6 @@ async def test_16_a_result_that_cannot_be_applied_does_not_keep_the_gateway_from
     assert len(taken) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="what waits for one chain's node fills the room of all")
 async def test_28_one_chains_node_that_is_away_stops_no_other_chain() -> None:
     """256 relayed groups of a chain whose node is away, and settlement reads nothing more: no other chain's attestation is relayed until
     that node is back, or the attestations that wait have expired (up to seven days)."""

@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from google.protobuf.message import DecodeError
+
 from placet.core import topics, wire
 from placet.core.bus import Bus, BusError, Record, Subscription
 from placet.core.bus.tracing import capture, item, processing, restore
 from placet.core.db import DATABASE_ERRORS
 from placet.core.digests import intent_hash
-from placet.core.envelope import BusSigner, Kind, Message, open_envelope, seal
+from placet.core.envelope import MAX_ENVELOPE_BYTES, BusSigner, Kind, Message, open_envelope, seal
 from placet.core.errors import InvalidInput, PlacetError, Unavailable, VerificationFailed
 from placet.core.evm import contracts
 from placet.core.evm.reader import ChainReader
 from placet.core.evm.rpc import RpcError
+from placet.core.gen import authorization_pb2 as pb
 from placet.core.messages import AttestationGroup, SettlementEvent, positions_of
 from placet.core.telemetry import metrics, names
 from placet.core.types import ZERO_ADDRESS, Hash32, OperatorSet, hex0x
@@ -78,7 +81,7 @@ class SettlementService:
         self._clock = clock
         self._wake = asyncio.Event()
         self._away_until: dict[int, float] = {}
-        self._inbox = Inbox(self._take, self._never)
+        self._inbox = Inbox(self._take, self._never, _chain_of)
         self.subscription: Subscription | None = None
 
     def wake(self) -> None:
@@ -350,3 +353,11 @@ class SettlementService:
         with item(names.settlement_span(status), restore(json.loads(job.trace or "{}"))):
             await self._bus.publish(topics.SETTLEMENTS, job.reference, envelope)
         log.info("job %s: %s", hex0x(job.reference), status)
+
+
+def _chain_of(record: Record) -> int:
+    """Of which chain a record says it is: what it may have to wait for. 0: it says nothing that can be read."""
+    try:
+        return int(pb.Envelope.FromString((record.value or b"")[:MAX_ENVELOPE_BYTES]).chain_id)
+    except DecodeError:
+        return 0
