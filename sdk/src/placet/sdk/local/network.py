@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from eth_account import Account
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from placet.core import bls
@@ -41,7 +40,7 @@ from placet.core.runtime import Resources, Service, resources_for
 from placet.core.settings import load_deployment
 from placet.core.telemetry.scope import service_scope
 from placet.core.telemetry.setup import TelemetrySettings, provider_for
-from placet.core.types import Address, address_from, hex0x
+from placet.core.types import Address, hex0x
 from placet.sdk.client import Client
 from placet.sdk.devservices.anvil import Anvil
 from placet.sdk.devservices.kafka import KafkaBroker, apply_topics
@@ -49,7 +48,6 @@ from placet.sdk.devservices.postgres import Postgres
 from placet.sdk.devservices.process import OwnedProcess, free_ports
 from placet.sdk.documents import operator_set_json
 from placet.sdk.local.chain import DevChain
-from placet.sdk.local.payments import TOKEN_NAME, TOKEN_VERSION, PaymentContracts, deploy_payments
 from placet.settlement.signer import LocalTransactionSigner
 
 log = logging.getLogger(__name__)
@@ -67,8 +65,6 @@ class LocalOptions:
     operators: int = 4
     inference: int = 0
     """Replicas of the inference service; needs the extra `ai`."""
-    payments: bool = False
-    """A development dollar, Permit2 and a refund vault on the chain; settlement settles x402 payments in it."""
     separate: bool = False
     postgres: bool = False
     otlp_endpoint: str | None = None
@@ -81,7 +77,6 @@ class LocalOptions:
     span_exporter: SpanExporter | None = None
     operator_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
     inference_overrides: dict[str, Any] = field(default_factory=dict)
-    gateway_overrides: dict[str, Any] = field(default_factory=dict)
     hooks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
     """Service name -> what is done to the built service before it starts (tests make operators lie with it); in-process only."""
 
@@ -139,9 +134,6 @@ class LocalNetwork:
         self._sender_seed = secrets.token_bytes(32)
         self._inference_seed = secrets.token_bytes(32)
         self._inference_ports: list[int] = []
-        self._payment_port = free_ports(1)[0] if options.payments else 0
-        self.payment_contracts: PaymentContracts | None = None
-        self.refund_vault: Address | None = None
         self.inference_addresses: list[str] = []
         self._stack = contextlib.AsyncExitStack()
 
@@ -213,8 +205,6 @@ class LocalNetwork:
         self._rpc = RpcClient([self.anvil.url])
         self.accounts = await self.chain.accounts()
         self.addresses = await self.chain.deploy_protocol(self.owner, self.options.activation_delay_s, self.deployments)
-        if self.options.payments:
-            await self._make_money()
         await self._make_operators()
         if self.kafka is not None:
             await apply_topics(self.kafka.bootstrap)
@@ -244,45 +234,6 @@ class LocalNetwork:
         for part in (self.kafka, self.postgres, self.anvil):
             if part is not None:
                 await asyncio.to_thread(part.stop)
-
-    @property
-    def facilitator(self) -> Address:
-        """The account that settlement sends from."""
-        return address_from(Account.from_key(self._sender_seed).address)
-
-    async def _make_money(self) -> None:
-        self.payment_contracts = await deploy_payments(self.chain, self.owner)
-        token = self.payment_contracts.token
-        self.refund_vault = await self.chain.deploy(self.owner, "RefundVault", token, self.facilitator, self.owner)
-
-    def _sold_in(self) -> dict[str, Any]:
-        """The gateway's settings of payments."""
-        if self.payment_contracts is None:
-            return {}
-        asset = {
-            "network": f"eip155:{self.options.chain_id}",
-            "asset": hex0x(self.payment_contracts.token),
-            "name": TOKEN_NAME,
-            "version": TOKEN_VERSION,
-            "methods": ["eip3009", "permit2"],
-            "facilitator": hex0x(self.facilitator),
-        }
-        return {
-            "payment_assets": [asset],
-            "payment_service": f"127.0.0.1:{self._payment_port}",
-            "prepaid_pay_to": hex0x(self.owner),
-        }
-
-    def _settled_in(self) -> dict[str, Any]:
-        """Settlement's."""
-        if self.payment_contracts is None or self.refund_vault is None:
-            return {}
-        asset = {
-            "network": f"eip155:{self.options.chain_id}",
-            "asset": hex0x(self.payment_contracts.token),
-            "refund_vault": hex0x(self.refund_vault),
-        }
-        return {"payment_assets": [asset], "payment_port": self._payment_port}
 
     async def _make_operators(self) -> None:
         chain = self.chain
@@ -337,8 +288,6 @@ class LocalNetwork:
                 "inference": self.inference_addresses,
                 "trusted_inference": [hex0x(LocalBusSigner(self._inference_seed).public_key)] if self.options.inference else [],
                 **self._cache(),
-                **self._sold_in(),
-                **self.options.gateway_overrides,
             }
         if name.startswith("inference-"):
             return {
@@ -365,7 +314,6 @@ class LocalNetwork:
                 "sender_key_file": str(keys / "sender.key"),
                 "database": self._database("settlement"),
                 "trusted_aggregators": [hex0x(aggregator.public_key)],
-                **self._settled_in(),
             }
         index = int(name.removeprefix("operator-"))
         operator = self.operators[index]

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import Field, SecretStr
 
 from placet.core.settings import ServiceSettings
-
-
-class SettledAsset(BaseModel):
-    """A token that payments are settled in."""
-
-    network: str = Field(description="CAIP-2, for instance eip155:8453")
-    asset: str = Field(description="the token's address")
-    refund_vault: str | None = Field(default=None, description="RefundVault of this token; none: nothing is refunded in it")
 
 
 class SettlementSettings(ServiceSettings):
@@ -32,8 +24,3 @@ class SettlementSettings(ServiceSettings):
     gas_ceiling: int = Field(default=3_000_000, ge=21_000, description="a job that needs more gas is refused")
     gas_per_payer_per_day: int = Field(default=50_000_000, ge=0, description="budget of one payer")
     max_in_flight: int = Field(default=16, ge=1, le=256, description="account nonces not yet final")
-    host: str = "127.0.0.1"
-    payment_port: int = Field(default=0, ge=0, le=65535, description="gateways settle payments here, over gRPC; 0 picks a free one")
-    payment_assets: list[SettledAsset] = Field(
-        default_factory=list, description="tokens that payments are settled in; none: no such service"
-    )

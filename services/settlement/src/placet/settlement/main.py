@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Sequence
-
-import grpc
 
 from placet.core.admin import AdminServer
 from placet.core.db import connect, migrate, schema_problem
-from placet.core.payment.offers import chain_id_of
 from placet.core.runtime import Resources, main_of, read_bus_key, trusted_keys
-from placet.core.types import Address, address_from
-from placet.settlement.config import SettledAsset, SettlementSettings
-from placet.settlement.payments import PaymentServicer, Terms, make_server
+from placet.settlement.config import SettlementSettings
 from placet.settlement.sender import Sender, SendingRules
 from placet.settlement.service import SettlementService
 from placet.settlement.signer import LocalTransactionSigner
@@ -62,25 +56,8 @@ class Settlement:
             instance_id=settings.instance_id,
         )
 
-        self._settings = settings
-        self._server: grpc.aio.Server | None = None
-        self.payment_port = 0
-        if settings.payment_assets:
-            servicer = PaymentServicer(
-                store=self.store,
-                chains={chain.id: resources.chains[chain.id].rpc for chain in settings.chains},
-                confirmations={chain.id: chain.confirmations for chain in settings.chains},
-                sender=signer.address,
-                terms=_terms(settings.payment_assets),
-                wake=self.service.wake,
-            )
-            self._server = make_server(servicer)
-            self.payment_port = self._server.add_insecure_port(f"{settings.host}:{settings.payment_port}")
-
     async def start(self) -> None:
         await migrate(self._database, MIGRATIONS)
-        if self._server is not None:
-            await self._server.start()
 
     async def run(self) -> None:
         await self.service.run()
@@ -89,8 +66,6 @@ class Settlement:
         """Nothing to finish: whatever is written down is taken up again."""
 
     async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(1)
         if self.service.subscription is not None:
             await self.service.subscription.close()
         await self._database.dispose()
@@ -102,15 +77,6 @@ class Settlement:
 
         admin.live("consumer", consuming)
         admin.ready("schema", lambda: schema_problem(self._database, MIGRATIONS))
-
-
-def _terms(assets: Sequence[SettledAsset]) -> Terms:
-    """Raises InvalidInput."""
-    found: dict[tuple[int, Address], Address | None] = {}
-    for item in assets:
-        vault = None if item.refund_vault is None else address_from(item.refund_vault, field="payment_assets/refund_vault")
-        found[chain_id_of(item.network), address_from(item.asset, field="payment_assets/asset")] = vault
-    return Terms(frozenset(found), {place: vault for place, vault in found.items() if vault is not None})
 
 
 def main() -> None:

@@ -84,10 +84,6 @@ class SettlementService:
         self._inbox = Inbox(self._take, self._never, _chain_of)
         self.subscription: Subscription | None = None
 
-    def wake(self) -> None:
-        """There is a new job."""
-        self._wake.set()
-
     async def run(self) -> None:
         """Work until cancelled."""
         self.subscription = await self._bus.subscribe(
