@@ -18,9 +18,12 @@ import rfc8785
 from placet.core import jsonx
 from placet.core.envelope import BusSigner
 from placet.core.errors import InvalidInput
+from placet.core.keccak import keccak256
+from placet.core.merkle import leaf_hash
 from placet.core.types import Address, Hash32, hex0x
 
 DOMAIN = b"placet/receipt/v1\x00"
+_LEDGER_LEAF = keccak256(b"ReceiptLeaf(uint256 chainId,address ledger,address poster,bytes32 receiptDigest)")
 MAX_RECEIPT_BYTES = 16_384
 MAX_REQUEST_BYTES = 8 << 20
 _AMOUNT = re.compile(r"(?:0|[1-9][0-9]{0,77})\Z")
@@ -172,6 +175,12 @@ def signed_bytes(receipt: Receipt) -> bytes:
 def digest_of(receipt: Receipt) -> Hash32:
     """The receipt's digest: sha-256 of its canonical bytes without the signature. The leaf of the receipts' Merkle tree is made of it."""
     return Hash32(hashlib.sha256(signed_bytes(receipt)).digest())
+
+
+def ledger_leaf(chain_id: int, ledger: Address, poster: Address, digest: Hash32) -> Hash32:
+    """A receipt's leaf in the tree of a root that `poster` posts to a `ReceiptLedger` (docs/reference/signed-types.md)."""
+    words = (chain_id.to_bytes(32, "big"), ledger.rjust(32, b"\0"), poster.rjust(32, b"\0"), digest)
+    return leaf_hash(keccak256(_LEDGER_LEAF + b"".join(words)))
 
 
 def sign(receipt: Receipt, signer: BusSigner) -> Receipt:

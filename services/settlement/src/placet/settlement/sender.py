@@ -25,7 +25,7 @@ from placet.core.telemetry import metrics, names
 from placet.core.telemetry.scope import tracer
 from placet.core.types import Address, hex0x
 from placet.settlement.signer import TransactionSigner
-from placet.settlement.store import DAY_S, Attempt, Job, Lease, LeaseLost, Store, attempts_of, cannot_be_held
+from placet.settlement.store import ATTESTATIONS, DAY_S, Attempt, Job, Lease, LeaseLost, Store, attempts_of, cannot_be_held
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ _ROUND_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SendingRules:
-    """Bounds of what is sent. Fees in wei."""
+    """Bounds of what is sent. Fees in wei. `patient`: what cannot be sent now waits while it is valid, in place of being refused.
+    `repeats`: what was mined and reverted is tried again."""
 
     confirmations: int
     bump_after_s: float
@@ -50,6 +51,11 @@ class SendingRules:
     gas_ceiling: int
     gas_per_payer_per_day: int
     max_in_flight: int
+    lane: str = ATTESTATIONS
+    patient: bool = False
+    repeats: bool = False
+    gas_per_day: int | None = None
+    """Of all payers together."""
 
 
 class Sender:
@@ -91,7 +97,7 @@ class Sender:
             await self._apart(f"nonce {nonce}", self._look_after(lease, head, nonce, open_attempts[nonce]))
         room = self._rules.max_in_flight - len(open_attempts)
         began = time.monotonic()
-        for job in await self._store.queued(self._chain_id, room, self._clock()) if room > 0 else ():
+        for job in await self._store.queued(self._chain_id, room, self._clock(), self._rules.lane) if room > 0 else ():
             if time.monotonic() > began + _ROUND_S:
                 return
             if not await self._apart(f"job {hex0x(job.reference)}", self._begin(lease, head, job)):
@@ -113,8 +119,8 @@ class Sender:
             return False
         return True
 
-    async def _put_off(self, lease: Lease, job: Job) -> None:
-        until = await self._store.put_off(lease, self._clock(), job)
+    async def _put_off(self, lease: Lease, job: Job, error: str = "") -> None:
+        until = await self._store.put_off(lease, self._clock(), job, error)
         log.info("job %s waits %.0f s", hex0x(job.reference), until - self._clock())
 
     async def _restore_what_was_taken_back(self, lease: Lease) -> None:
@@ -130,13 +136,17 @@ class Sender:
         now = self._clock()
         refusal = self._why_not(job, now, head)
         if refusal is not None:
-            await self._refuse(lease, job, refusal)
+            await self._refuse(lease, job, refusal, for_ever=True)
             return
         gas = await self._gas_for(lease, job)
         if gas is None:
             return
-        if await self._store.gas_of_payer(job.payer, now - DAY_S) + gas > self._rules.gas_per_payer_per_day:
+        if await self._store.gas_of_payer(job.payer, now - DAY_S, self._rules.lane) + gas > self._rules.gas_per_payer_per_day:
             await self._refuse(lease, job, "the payer's gas budget for today is used up")
+            return
+        budget = self._rules.gas_per_day
+        if budget is not None and await self._store.gas_of_payer(None, now - DAY_S, self._rules.lane) + gas > budget:
+            await self._refuse(lease, job, "the key's gas budget for today is used up")
             return
         nonce = await self._store.next_nonce(lease, await self._chain_nonce())
         attempt = self._sign(job, nonce, 0, gas, self._fee(head))
@@ -149,7 +159,10 @@ class Sender:
             return "expired before it could be sent"
         return None
 
-    async def _refuse(self, lease: Lease, job: Job, error: str) -> None:
+    async def _refuse(self, lease: Lease, job: Job, error: str, *, for_ever: bool = False) -> None:
+        if self._rules.patient and not for_ever:
+            await self._put_off(lease, job, error)
+            return
         await self._store.set_state(lease, self._clock(), job.reference, "refused", error=error)
         _JOBS.labels("refused").inc()
         log.info("job %s refused: %s", hex0x(job.reference), error)
@@ -265,6 +278,14 @@ class Sender:
             return
         ok = int(receipt["status"], 16) == 1
         error = "" if ok else await self._revert_reason(attempt, receipt)
+        if not ok and self._rules.repeats:
+            used = changes["gas_used"]
+            await self._store.close_nonce(lease, now, attempt.nonce, attempt.reference, "", requeue=True, error=error, gas_used=used)
+            _GAS.labels(str(self._chain_id)).inc(used)
+            job = await self._store.job(attempt.reference)
+            if job is not None:
+                await self._put_off(lease, job)
+            return
         state = "confirmed" if ok else "reverted"
         await self._store.close_nonce(lease, now, attempt.nonce, attempt.reference, state, error=error, **changes)
         _GAS.labels(str(self._chain_id)).inc(changes["gas_used"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
@@ -27,8 +26,9 @@ from placet.core.messages import AttestationGroup, SettlementEvent, positions_of
 from placet.core.telemetry import metrics, names
 from placet.core.types import ZERO_ADDRESS, Hash32, OperatorSet, hex0x
 from placet.settlement.inbox import Inbox, Outcome
+from placet.settlement.leading import LATER, Lead
 from placet.settlement.sender import Sender
-from placet.settlement.store import FINAL, Job, Lease, LeaseLost, Store, cannot_be_held
+from placet.settlement.store import FINAL, Job, Store, cannot_be_held
 from placet.verify import verify_group
 
 log = logging.getLogger(__name__)
@@ -42,12 +42,6 @@ _DATABASE = -1
 _FUTURE_S = 60
 """A certificate stamped further ahead of this clock than that is refused; contracts take none from the future."""
 _SIGNED_BPS = 1
-_RENEWALS = 3
-"""How often the lease is renewed within its time while a round lasts."""
-_ROUND_AT_MOST_S = 60.0
-"""A round that lasts longer loses the lease: somebody else may fare better."""
-_LATER: tuple[type[Exception], ...] = (PlacetError, BusError, RpcError, *DATABASE_ERRORS)
-"""Node, bus or database are away, or say something odd: the loops go on and try again."""
 
 
 class SettlementService:
@@ -74,12 +68,13 @@ class SettlementService:
         self._store = store
         self._signer = bus_signer
         self._aggregators = aggregators
-        self._holder = holder
-        self._lease_s = lease_s
         self._poll_s = poll_s
         self._instance_id = instance_id
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._leads = {
+            chain_id: Lead(sender, chain_id, store=store, holder=holder, lease_s=lease_s, poll_s=poll_s, clock=clock)
+            for chain_id, sender in senders.items()
+        }
         self._away_until: dict[int, float] = {}
         self._inbox = Inbox(self._take, self._never, _chain_of)
         self.subscription: Subscription | None = None
@@ -91,8 +86,8 @@ class SettlementService:
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announce())
-            for chain_id, sender in self._senders.items():
-                group.create_task(self._lead(chain_id, sender))
+            for lead in self._leads.values():
+                group.create_task(lead.run())
             await self._inbox.run(self.subscription)
 
     # --- attestations become jobs
@@ -233,7 +228,7 @@ class SettlementService:
                 trace=json.dumps(capture()),
             )
             if await self._store.add_job(job):
-                self._wake.set()
+                self._leads[group.chain_id].wake()
 
     @staticmethod
     async def _operators(reader: ChainReader, group: AttestationGroup, block_hash: Hash32) -> OperatorSet:
@@ -264,58 +259,6 @@ class SettlementService:
             return min([*thresholds, _SIGNED_BPS])
         return min(thresholds, default=10_000)
 
-    # --- leading
-
-    async def _lead(self, chain_id: int, sender: Sender) -> None:
-        """Hold the lease as long as possible, and work while it is held."""
-        lease: Lease | None = None
-        try:
-            while True:
-                try:
-                    lease = await self._acquire(chain_id, sender)
-                    if lease is not None:
-                        await self._step(chain_id, sender, lease)
-                except LeaseLost:
-                    log.warning("chain %d: another replica leads", chain_id)
-                    lease = None
-                except _LATER as error:
-                    log.warning("chain %d: %s", chain_id, error)
-                except Exception:
-                    log.exception("chain %d: the round failed", chain_id)
-                self._wake.clear()
-                try:
-                    await asyncio.wait_for(self._wake.wait(), self._poll_s)
-                except TimeoutError:
-                    continue
-        finally:
-            if lease is not None:
-                with contextlib.suppress(*DATABASE_ERRORS):
-                    await self._store.release(lease)
-
-    async def _acquire(self, chain_id: int, sender: Sender) -> Lease | None:
-        return await self._store.acquire(sender.address, chain_id, self._holder, self._clock(), self._lease_s)
-
-    async def _step(self, chain_id: int, sender: Sender, lease: Lease) -> None:
-        """One round, with the lease renewed while it lasts: a job that takes its time must not cost it."""
-        done = asyncio.Event()
-        renewing = asyncio.create_task(self._renew(chain_id, sender, done))
-        try:
-            await sender.step(lease)
-        finally:
-            done.set()
-            await renewing
-
-    async def _renew(self, chain_id: int, sender: Sender, done: asyncio.Event) -> None:
-        for _ in range(int(_ROUND_AT_MOST_S / self._lease_s * _RENEWALS)):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(done.wait(), self._lease_s / _RENEWALS)
-                return
-            try:
-                if await self._acquire(chain_id, sender) is None:
-                    return
-            except DATABASE_ERRORS as error:
-                log.warning("chain %d: the lease is not renewed: %s", chain_id, error)
-
     # --- events
 
     async def _announce(self) -> None:
@@ -324,7 +267,7 @@ class SettlementService:
             try:
                 for job in await self._store.unannounced():
                     await self._announce_one(job)
-            except _LATER as error:
+            except LATER as error:
                 log.warning("announcing waits: %s", error)
             await asyncio.sleep(self._poll_s)
 

@@ -25,11 +25,11 @@ class TransactionSigner(Protocol):
 class LocalTransactionSigner:
     """A key in a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, field: str = "sender_key_file") -> None:
         try:
             self._account = Account.from_key(path.read_text().strip())
         except Exception as error:  # noqa: BLE001 - eth_account raises many kinds, some with the key in their text
-            raise InvalidInput(f"sender key file: {type(error).__name__}", field="sender_key_file") from None
+            raise InvalidInput(f"{field}: {type(error).__name__}", field=field) from None
         self._address = address_from(self._account.address)
 
     @property

@@ -5,6 +5,7 @@ A job is bound to one account nonce for ever (threats 15): later attempts are re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from placet.core.bus.tracing import capture
 from placet.core.db import insert_new
 from placet.core.types import Address, Hash32
 
@@ -27,7 +29,7 @@ _LEASE = sa.Table(
     sa.Column("token", sa.BigInteger),
     sa.Column("expires_at", sa.Float),
 )
-_JOB = sa.Table(
+JOB = sa.Table(
     "job",
     _METADATA,
     sa.Column("reference", sa.LargeBinary(32), primary_key=True),
@@ -48,6 +50,7 @@ _JOB = sa.Table(
     sa.Column("gas_reserved", sa.BigInteger),
     sa.Column("not_before", sa.Float),
     sa.Column("put_off", sa.Integer),
+    sa.Column("lane", sa.String(16)),
 )
 _NONCE = sa.Table(
     "account_nonce",
@@ -73,6 +76,10 @@ _ATTEMPT = sa.Table(
     sa.Column("token", sa.BigInteger),
 )
 
+ATTESTATIONS, PAYMENTS, REFUNDS, RECEIPTS = "attestations", "payments", "refunds", "receipts"
+"""Lanes: what jobs are for. Each has a key of its own, so none waits for another's account nonces."""
+FOR_EVER = 2**53
+"""`valid_until` of a job that does not end."""
 FINAL = ("confirmed", "reverted", "refused")
 DAY_S = 86_400.0
 _IN_FLIGHT = ("sent", "mined")
@@ -133,6 +140,7 @@ class Job:
     gas_reserved: int = 0
     not_before: float = 0.0
     put_off: int = 0
+    lane: str = ATTESTATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,64 +209,80 @@ class Store:
 
     async def add_job(self, job: Job) -> bool:
         """Record a job; False when its reference is known (a redelivery)."""
-        values = {name: getattr(job, name) for name in Job.__slots__}
-        values |= {"value": str(job.value), "error": storable(job.error)}
         async with self._engine.begin() as connection:
-            result = await connection.execute(insert_new(_JOB, connection.dialect).values(**values))
-            return bool(result.rowcount == 1)
+            return await insert_job(connection, job)
 
     async def job(self, reference: Hash32) -> Job | None:
         """A job by its reference."""
         async with self._engine.connect() as connection:
-            row = (await connection.execute(sa.select(_JOB).where(_JOB.c.reference == reference))).first()
+            row = (await connection.execute(sa.select(JOB).where(JOB.c.reference == reference))).first()
         return None if row is None else _job(row)
 
-    async def queued(self, chain_id: int, limit: int, now: float) -> list[Job]:
-        """Jobs waiting for an account nonce, oldest first among those of a payer; payers with less in flight or before them come first."""
-        flying = sa.select(_JOB.c.payer, sa.func.count().label("jobs")).where(_JOB.c.chain_id == chain_id, _JOB.c.state.in_(_IN_FLIGHT))
-        held = flying.group_by(_JOB.c.payer).subquery()
-        place = sa.func.row_number().over(partition_by=_JOB.c.payer, order_by=(_JOB.c.created_at, _JOB.c.reference))
+    async def queued(self, chain_id: int, limit: int, now: float, lane: str = ATTESTATIONS) -> list[Job]:
+        """Jobs waiting for an account nonce, oldest first among those of a payer; payers with less in flight or before them come first.
+
+        Payments go by their end: the one that ends first is first, whosever it is. One that cannot be sent is put off, and out of the way.
+        """
+        here = (JOB.c.chain_id == chain_id, JOB.c.lane == lane)
+        if lane == PAYMENTS:
+            soonest = sa.select(JOB).where(*here, JOB.c.state == "queued", JOB.c.not_before <= now)
+            soonest = soonest.order_by(JOB.c.valid_until, JOB.c.created_at, JOB.c.reference).limit(limit)
+            async with self._engine.connect() as connection:
+                return [_job(row) for row in (await connection.execute(soonest)).all()]
+        flying = sa.select(JOB.c.payer, sa.func.count().label("jobs")).where(*here, JOB.c.state.in_(_IN_FLIGHT))
+        held = flying.group_by(JOB.c.payer).subquery()
+        place = sa.func.row_number().over(partition_by=JOB.c.payer, order_by=(JOB.c.created_at, JOB.c.reference))
         query = (
-            sa.select(_JOB)
-            .outerjoin(held, held.c.payer == _JOB.c.payer)
-            .where(_JOB.c.chain_id == chain_id, _JOB.c.state == "queued", _JOB.c.not_before <= now)
-            .order_by(place + sa.func.coalesce(held.c.jobs, 0), _JOB.c.created_at, _JOB.c.reference)
+            sa.select(JOB)
+            .outerjoin(held, held.c.payer == JOB.c.payer)
+            .where(*here, JOB.c.state == "queued", JOB.c.not_before <= now)
+            .order_by(place + sa.func.coalesce(held.c.jobs, 0), JOB.c.created_at, JOB.c.reference)
             .limit(limit)
         )
         async with self._engine.connect() as connection:
             return [_job(row) for row in (await connection.execute(query)).all()]
 
-    async def put_off(self, lease: Lease, now: float, job: Job) -> float:
-        """Let a queued job wait, each time twice as long as before. Returns until when. Raises LeaseLost."""
+    async def put_off(self, lease: Lease, now: float, job: Job, error: str = "") -> float:
+        """Let a queued job wait, each time twice as long as before; `error` says why. Returns until when. Raises LeaseLost."""
         until: float = now + min(_PUT_OFF_AT_MOST_S, _PUT_OFF_S * 2 ** min(job.put_off, 16))
         async with self._engine.begin() as connection:
             await self._fence(connection, lease, now)
-            update = sa.update(_JOB).where(_JOB.c.reference == job.reference, _JOB.c.state == "queued")
-            await connection.execute(update.values(not_before=until, put_off=job.put_off + 1))
+            update = sa.update(JOB).where(JOB.c.reference == job.reference, JOB.c.state == "queued")
+            why = {"error": storable(error)} if error else {}
+            await connection.execute(update.values(not_before=until, put_off=job.put_off + 1, **why))
         return until
 
     async def unannounced(self, limit: int = 100) -> list[Job]:
-        """Jobs whose present state was not published yet."""
-        query = sa.select(_JOB).where(_JOB.c.state != _JOB.c.announced, _JOB.c.state != "queued").limit(limit)
+        """Attestations' jobs whose present state was not published yet."""
+        query = sa.select(JOB).where(JOB.c.state != JOB.c.announced, JOB.c.state != "queued", JOB.c.lane == ATTESTATIONS).limit(limit)
         async with self._engine.connect() as connection:
             return [_job(row) for row in (await connection.execute(query)).all()]
 
     async def announced(self, reference: Hash32, state: str) -> None:
         """Note that a state was published."""
         async with self._engine.begin() as connection:
-            await connection.execute(sa.update(_JOB).where(_JOB.c.reference == reference).values(announced=state))
+            await connection.execute(sa.update(JOB).where(JOB.c.reference == reference).values(announced=state))
 
     async def set_state(self, lease: Lease, now: float, reference: Hash32, state: str, **changes: Any) -> None:
         """Move a job on, under the lease. A final state is never left. Raises LeaseLost."""
         async with self._engine.begin() as connection:
             await self._fence(connection, lease, now)
-            update = sa.update(_JOB).where(_JOB.c.reference == reference, _JOB.c.state.not_in(FINAL))
+            update = sa.update(JOB).where(JOB.c.reference == reference, JOB.c.state.not_in(FINAL))
             await connection.execute(update.values(state=state, **_storable(changes)))
 
-    async def gas_of_payer(self, payer: str, since: float) -> int:
-        """Gas that a payer's jobs used since a time, or may still use: what is in flight counts with its limit."""
-        gas = sa.case((_JOB.c.state.in_(FINAL), _JOB.c.gas_used), else_=_JOB.c.gas_reserved)
-        query = sa.select(sa.func.coalesce(sa.func.sum(gas), 0)).where(_JOB.c.payer == payer, _JOB.c.created_at >= since)
+    async def end_queued(self, lease: Lease, now: float, reference: Hash32, error: str) -> None:
+        """Refuse a job that has no account nonce: what it was to do is done, or cannot be any more. Raises LeaseLost."""
+        async with self._engine.begin() as connection:
+            await self._fence(connection, lease, now)
+            update = sa.update(JOB).where(JOB.c.reference == reference, JOB.c.state == "queued")
+            await connection.execute(update.values(state="refused", error=storable(error)))
+
+    async def gas_of_payer(self, payer: str | None, since: float, lane: str = ATTESTATIONS) -> int:
+        """Gas that a payer's jobs (None: everybody's) used since a time, or may still use: what is in flight counts with its limit."""
+        gas = sa.case((JOB.c.state.in_(FINAL), JOB.c.gas_used), else_=JOB.c.gas_reserved)
+        query = sa.select(sa.func.coalesce(sa.func.sum(gas), 0)).where(JOB.c.lane == lane, JOB.c.created_at >= since)
+        if payer is not None:
+            query = query.where(JOB.c.payer == payer)
         async with self._engine.connect() as connection:
             return int((await connection.execute(query)).scalar_one())
 
@@ -276,8 +300,8 @@ class Store:
         async with self._engine.begin() as connection:
             await self._fence(connection, lease, now)
             moved = await connection.execute(
-                sa.update(_JOB)
-                .where(_JOB.c.reference == reference, _JOB.c.state == "queued")
+                sa.update(JOB)
+                .where(JOB.c.reference == reference, JOB.c.state == "queued")
                 .values(state="sent", transaction_hash=attempt.hash, gas_reserved=gas)
             )
             if moved.rowcount != 1:
@@ -292,7 +316,7 @@ class Store:
         async with self._engine.begin() as connection:
             await self._fence(connection, lease, now)
             await self._insert_attempt(connection, lease, attempt)
-            more = sa.update(_JOB).where(_JOB.c.reference == attempt.reference, _JOB.c.gas_reserved < gas)
+            more = sa.update(JOB).where(JOB.c.reference == attempt.reference, JOB.c.gas_reserved < gas)
             await connection.execute(more.values(gas_reserved=gas))
 
     @staticmethod
@@ -320,6 +344,14 @@ class Store:
         """As `open_attempts`, for final account nonces at or above `from_nonce`."""
         query = self._attempts_query(lease, final=True).where(_NONCE.c.nonce >= from_nonce)
         return await self._attempts(query)
+
+    async def sent_hashes(self, reference: Hash32) -> list[Hash32]:
+        """Every transaction that was signed to execute a job, newest first."""
+        same = sa.and_(_NONCE.c.key == _ATTEMPT.c.key, _NONCE.c.chain_id == _ATTEMPT.c.chain_id, _NONCE.c.nonce == _ATTEMPT.c.nonce)
+        query = sa.select(_ATTEMPT.c.hash).join(_NONCE, same).where(_NONCE.c.reference == reference, _ATTEMPT.c.kind == "send")
+        query = query.order_by(_ATTEMPT.c.created_at.desc(), _ATTEMPT.c.nonce.desc(), _ATTEMPT.c.number.desc())
+        async with self._engine.connect() as connection:
+            return [Hash32(row.hash) for row in (await connection.execute(query)).all()]
 
     @staticmethod
     def _attempts_query(lease: Lease, *, final: bool) -> Any:
@@ -352,7 +384,7 @@ class Store:
                 .where(_NONCE.c.key == lease.key, _NONCE.c.chain_id == lease.chain_id, _NONCE.c.nonce == nonce)
                 .values(final=True)
             )
-            update = sa.update(_JOB).where(_JOB.c.reference == reference, _JOB.c.state.not_in(FINAL))
+            update = sa.update(JOB).where(JOB.c.reference == reference, JOB.c.state.not_in(FINAL))
             await connection.execute(update.values(state="queued" if requeue else state, **_storable(changes)))
 
 
@@ -380,7 +412,22 @@ def _job(row: Any) -> Job:
         row.gas_reserved,
         row.not_before,
         row.put_off,
+        row.lane,
     )
+
+
+async def insert_job(connection: AsyncConnection, job: Job) -> bool:
+    """Record a job within a transaction; False when its reference is known."""
+    values = {name: getattr(job, name) for name in Job.__slots__}
+    values |= {"value": str(job.value), "error": storable(job.error)}
+    result = await connection.execute(insert_new(JOB, connection.dialect).values(**values))
+    return bool(result.rowcount == 1)
+
+
+def new_job(reference: Hash32, lane: str, chain_id: int, call: tuple[Address, bytes], payer: str, valid_until: int, now: float) -> Job:
+    """A job that waits for its account nonce."""
+    trace = json.dumps(capture())
+    return Job(reference, chain_id, *call, 0, payer, valid_until, "queued", "queued", "", b"", 0, 0, now, trace, lane=lane)
 
 
 def attempts_of(items: Sequence[Attempt], kind: str) -> list[Attempt]:

@@ -100,3 +100,35 @@ class GetBalanceResponse(_message.Message):
     permit2_allowance: str
     at: int
     def __init__(self, balance: _Optional[str] = ..., permit2_allowance: _Optional[str] = ..., at: _Optional[int] = ...) -> None: ...
+
+class GetInclusionRequest(_message.Message):
+    __slots__ = ("receipt_id",)
+    RECEIPT_ID_FIELD_NUMBER: _ClassVar[int]
+    receipt_id: bytes
+    def __init__(self, receipt_id: _Optional[bytes] = ...) -> None: ...
+
+class GetInclusionResponse(_message.Message):
+    __slots__ = ("receipt_digest", "chain_id", "ledger", "poster", "root", "index", "count", "proof", "posted", "root_index", "object_name")
+    RECEIPT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    POSTER_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    POSTED_FIELD_NUMBER: _ClassVar[int]
+    ROOT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_NAME_FIELD_NUMBER: _ClassVar[int]
+    receipt_digest: bytes
+    chain_id: int
+    ledger: bytes
+    poster: bytes
+    root: bytes
+    index: int
+    count: int
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    posted: bool
+    root_index: int
+    object_name: str
+    def __init__(self, receipt_digest: _Optional[bytes] = ..., chain_id: _Optional[int] = ..., ledger: _Optional[bytes] = ..., poster: _Optional[bytes] = ..., root: _Optional[bytes] = ..., index: _Optional[int] = ..., count: _Optional[int] = ..., proof: _Optional[_Iterable[bytes]] = ..., posted: bool = ..., root_index: _Optional[int] = ..., object_name: _Optional[str] = ...) -> None: ...

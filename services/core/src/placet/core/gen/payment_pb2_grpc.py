@@ -55,6 +55,11 @@ class PaymentServiceStub(object):
                 request_serializer=placet_dot_v1_dot_payment__pb2.GetBalanceRequest.SerializeToString,
                 response_deserializer=placet_dot_v1_dot_payment__pb2.GetBalanceResponse.FromString,
                 _registered_method=True)
+        self.GetInclusion = channel.unary_unary(
+                '/placet.v1.PaymentService/GetInclusion',
+                request_serializer=placet_dot_v1_dot_payment__pb2.GetInclusionRequest.SerializeToString,
+                response_deserializer=placet_dot_v1_dot_payment__pb2.GetInclusionResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentServiceServicer(object):
@@ -86,6 +91,13 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetInclusion(self, request, context):
+        """NOT_FOUND while the receipt stands under no root yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PaymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +120,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.GetBalance,
                     request_deserializer=placet_dot_v1_dot_payment__pb2.GetBalanceRequest.FromString,
                     response_serializer=placet_dot_v1_dot_payment__pb2.GetBalanceResponse.SerializeToString,
+            ),
+            'GetInclusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInclusion,
+                    request_deserializer=placet_dot_v1_dot_payment__pb2.GetInclusionRequest.FromString,
+                    response_serializer=placet_dot_v1_dot_payment__pb2.GetInclusionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class PaymentService(object):
             '/placet.v1.PaymentService/GetBalance',
             placet_dot_v1_dot_payment__pb2.GetBalanceRequest.SerializeToString,
             placet_dot_v1_dot_payment__pb2.GetBalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInclusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/placet.v1.PaymentService/GetInclusion',
+            placet_dot_v1_dot_payment__pb2.GetInclusionRequest.SerializeToString,
+            placet_dot_v1_dot_payment__pb2.GetInclusionResponse.FromString,
             options,
             channel_credentials,
             insecure,
