@@ -183,7 +183,8 @@ class World:
     def signed(self, offer: Offer, *, payer: Payer = PAYER, valid_for: int = 100, nonce: int | None = None) -> Signed:
         now = int(time.time())
         end = "deadline" if offer.method is Method.PERMIT2 else "validBefore"
-        document = payer.signs(offer, nonce=next(self.nonces) if nonce is None else nonce, **{end: str(now + valid_for)})
+        members: dict[str, Any] = {end: str(now + valid_for)}
+        document = payer.signs(offer, nonce=next(self.nonces) if nonce is None else nonce, **members)
         return Signed(document, verify(parse_header(header_of(document)), [offer], now=now, needed_s=1))
 
     async def payer(self, balance: int) -> Payer:
@@ -215,7 +216,8 @@ async def status(gateway: Any, payment_id: bytes) -> pb.PaymentStatus:
 
 async def ended(gateway: Any, payment_id: bytes, within_s: float = 20.0) -> pb.PaymentStatus:
     """What became of a payment."""
-    return await waited(lambda: status(gateway, payment_id), lambda found: found.state in (SETTLED, FAILED), within_s)
+    found: pb.PaymentStatus = await waited(lambda: status(gateway, payment_id), lambda item: item.state in (SETTLED, FAILED), within_s)
+    return found
 
 
 async def waited(read: Callable[[], Coroutine[Any, Any, Any]], is_it: Callable[[Any], bool], within_s: float = 20.0) -> Any:
