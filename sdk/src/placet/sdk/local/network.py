@@ -32,6 +32,7 @@ from placet.core.bus.inprocess import InProcessBroker, InProcessBus
 from placet.core.db import connect
 from placet.core.envelope import LocalBusSigner
 from placet.core.errors import PlacetError, Unavailable
+from placet.core.evm.contracts import encode_call
 from placet.core.evm.reader import ChainReader
 from placet.core.evm.rpc import RpcClient
 from placet.core.keystore import encrypt, write_private
@@ -48,6 +49,7 @@ from placet.sdk.devservices.postgres import Postgres
 from placet.sdk.devservices.process import OwnedProcess, free_ports
 from placet.sdk.documents import operator_set_json
 from placet.sdk.local.chain import DevChain
+from placet.sdk.local.payments import PaymentContracts, deploy_payments, mint
 from placet.settlement.signer import LocalTransactionSigner
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ log = logging.getLogger(__name__)
 VERSION = "0.1.0"
 DEV_SCRYPT_N = 1 << 12
 QUORUM_BPS = 6667
+VAULT_FUNDS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ class LocalOptions:
     operators: int = 4
     inference: int = 0
     """Replicas of the inference service; needs the extra `ai`."""
+    payments: bool = False
+    """Money on the chain (`LocalNetwork.money`), and a settlement that takes payments, refunds them, and posts receipts' roots."""
+    settlement_overrides: dict[str, Any] = field(default_factory=dict)
     separate: bool = False
     postgres: bool = False
     otlp_endpoint: str | None = None
@@ -94,6 +100,16 @@ class OperatorKeys:
     def bus_key(self) -> bytes:
         """Its Ed25519 public key."""
         return LocalBusSigner(self.bus_seed).public_key
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """What is on the chain when there are payments. The vault holds `VAULT_FUNDS` of the token."""
+
+    contracts: PaymentContracts
+    vault: Address
+    ledger: Address
+    facilitator: Address
 
 
 @dataclass(slots=True)
@@ -135,6 +151,9 @@ class LocalNetwork:
         self._inference_seed = secrets.token_bytes(32)
         self._inference_ports: list[int] = []
         self.inference_addresses: list[str] = []
+        self.money: Money | None = None
+        self.settlement_address = ""
+        """Where settlement's PaymentService is; empty: nowhere."""
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -314,6 +333,8 @@ class LocalNetwork:
                 "sender_key_file": str(keys / "sender.key"),
                 "database": self._database("settlement"),
                 "trusted_aggregators": [hex0x(aggregator.public_key)],
+                **self._payment_settings(),
+                **self.options.settlement_overrides,
             }
         index = int(name.removeprefix("operator-"))
         operator = self.operators[index]
@@ -329,6 +350,35 @@ class LocalNetwork:
             "allow_private_hosts": list(self.options.allow_private_hosts),
         }
         return {**values, **self._cache(), **self.options.operator_overrides.get(index, {})}
+
+    def _payment_settings(self) -> dict[str, Any]:
+        if self.money is None:
+            return {}
+        keys, network, asset = self.folder / "keys", f"eip155:{self.options.chain_id}", hex0x(self.money.contracts.token)
+        return {
+            "grpc_port": int(self.settlement_address.rpartition(":")[2] or 0),
+            "accepted_payments": [{"scheme": scheme, "network": network, "asset": asset} for scheme in ("exact", "upto")],
+            "facilitator_key_file": str(keys / "facilitator.key"),
+            "refund_key_file": str(keys / "refunds.key"),
+            "refund_vaults": [{"network": network, "asset": asset, "vault": hex0x(self.money.vault)}],
+            "receipts_key_file": str(keys / "receipts.key"),
+            "receipt_ledger": {"network": network, "address": hex0x(self.money.ledger)},
+            "trusted_inference": [hex0x(LocalBusSigner(self._inference_seed).public_key)],
+            "receipts_wait_s": 1.0,
+        }
+
+    async def _make_money(self) -> None:
+        """Token, Permit2, proxies, vault and ledger; settlement's three further accounts get ether."""
+        accounts = {}
+        for name in ("facilitator", "refunds", "receipts"):
+            accounts[name] = LocalTransactionSigner(self.folder / "keys" / f"{name}.key").address
+            await self.rpc.call("anvil_setBalance", [hex0x(accounts[name]), hex(1000 * 10**18)])
+        contracts = await deploy_payments(self.chain, self.owner)
+        vault = await self.chain.deploy(self.owner, "RefundVault", contracts.token, accounts["refunds"], self.owner)
+        ledger = await self.chain.deploy(self.owner, "ReceiptLedger", self.owner)
+        await self.chain.send(self.owner, ledger, encode_call("setPoster(address,bool)", accounts["receipts"], True))
+        await mint(self.chain, self.owner, contracts.token, vault, VAULT_FUNDS)
+        self.money = Money(contracts, vault, ledger, accounts["facilitator"])
 
     def _cache(self) -> dict[str, str]:
         return {} if self.options.compiled_cache is None else {"compiled_cache": str(self.options.compiled_cache)}
@@ -349,11 +399,16 @@ class LocalNetwork:
             "sender": self._sender_seed,
             "inference": self._inference_seed,
             **{name: secrets.token_bytes(32) for name in self._inference_names()},
+            **({name: _secret() for name in ("facilitator", "refunds", "receipts")} if self.options.payments else {}),
         }
         await asyncio.to_thread(_write_seeds, self.folder / "keys", seeds)
         sender = LocalTransactionSigner(self.folder / "keys" / "sender.key").address
         await self.rpc.call("anvil_setBalance", [hex0x(sender), hex(1000 * 10**18)])
+        if self.options.payments:
+            await self._make_money()
         if self.options.separate:
+            if self.options.payments:
+                self.settlement_address = f"127.0.0.1:{free_ports(1)[0]}"
             self._inference_ports = free_ports(self.options.inference)
             self.inference_addresses = [f"127.0.0.1:{port}" for port in self._inference_ports]
             for name, port in zip(self.service_names(), free_ports(len(self.service_names())), strict=True):
@@ -391,6 +446,8 @@ class LocalNetwork:
         self._running.append(_Running(name, service, resources, task, admin))
         if kind == "gateway":
             self.gateway_url = f"http://127.0.0.1:{service.port}"  # type: ignore[attr-defined]
+        elif kind == "settlement" and self.options.payments:
+            self.settlement_address = f"127.0.0.1:{service.grpc_port}"  # type: ignore[attr-defined]
         elif kind == "inference":
             self.inference_addresses.append(f"127.0.0.1:{service.port}")  # type: ignore[attr-defined]
 
