@@ -46,8 +46,8 @@ class Bazaar(Town):
 
     @property
     def token(self) -> Address:
-        assert self.network.payment_contracts is not None
-        return self.network.payment_contracts.token
+        assert self.network.money is not None
+        return self.network.money.contracts.token
 
     async def balance(self, owner: Address) -> int:
         return await balance_of(self.network.chain, self.token, owner)
@@ -187,10 +187,9 @@ async def test_a_stock_x402_client_pays(bazaar: Bazaar) -> None:
 
 
 async def test_a_closed_keys_credit_comes_back_on_chain(bazaar: Bazaar) -> None:
-    payer, secret, vault = paying.Payer(), b"\x5e" * 32, bazaar.network.refund_vault
-    assert vault is not None
+    assert bazaar.network.money is not None
+    payer, secret, vault = paying.Payer(), b"\x5e" * 32, bazaar.network.money.vault
     await bazaar.give(payer.address)
-    await bazaar.give(vault, 10_000)
     order = {"secretSha256": hex0x(hashlib.sha256(secret).digest()), "amount": "5000"}
     (offer, _) = await bazaar.offers(KEYS, order)
     payment = payer.signs(offer)

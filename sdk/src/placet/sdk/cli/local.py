@@ -112,15 +112,13 @@ def up(folder: Path, bus: str, postgres: bool, port: int, vault: bool, inference
 
 async def _money(network: LocalNetwork, folder: Path) -> dict[str, object]:
     """A wallet to pay with."""
-    assert network.payment_contracts is not None
-    assert network.refund_vault is not None
+    assert network.money is not None
     secret = secrets.token_bytes(32)
     (folder / "wallet.key").touch(mode=0o600)
     (folder / "wallet.key").write_text(secret.hex())
-    wallet, token = address_from(Account.from_key(secret).address), network.payment_contracts.token
+    wallet, token = address_from(Account.from_key(secret).address), network.money.contracts.token
     await mint(network.chain, network.owner, token, wallet, 1_000 * 10**TOKEN_DECIMALS)
-    await mint(network.chain, network.owner, token, network.refund_vault, 1_000 * 10**TOKEN_DECIMALS)
-    return {"token": hex0x(token), "refundVault": hex0x(network.refund_vault), "wallet": str(folder / "wallet.key")}
+    return {"token": hex0x(token), "refundVault": hex0x(network.money.vault), "wallet": str(folder / "wallet.key")}
 
 
 @click.command()

@@ -49,7 +49,7 @@ from placet.sdk.devservices.postgres import Postgres
 from placet.sdk.devservices.process import OwnedProcess, free_ports
 from placet.sdk.documents import operator_set_json
 from placet.sdk.local.chain import DevChain
-from placet.sdk.local.payments import PaymentContracts, deploy_payments, mint
+from placet.sdk.local.payments import TOKEN_NAME, TOKEN_VERSION, PaymentContracts, deploy_payments, mint
 from placet.settlement.signer import LocalTransactionSigner
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class LocalOptions:
     span_exporter: SpanExporter | None = None
     operator_overrides: dict[int, dict[str, Any]] = field(default_factory=dict)
     inference_overrides: dict[str, Any] = field(default_factory=dict)
+    gateway_overrides: dict[str, Any] = field(default_factory=dict)
     hooks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
     """Service name -> what is done to the built service before it starts (tests make operators lie with it); in-process only."""
 
@@ -307,6 +308,8 @@ class LocalNetwork:
                 "inference": self.inference_addresses,
                 "trusted_inference": [hex0x(LocalBusSigner(self._inference_seed).public_key)] if self.options.inference else [],
                 **self._cache(),
+                **self._sold_in(),
+                **self.options.gateway_overrides,
             }
         if name.startswith("inference-"):
             return {
@@ -366,6 +369,20 @@ class LocalNetwork:
             "trusted_inference": [hex0x(LocalBusSigner(self._inference_seed).public_key)],
             "receipts_wait_s": 1.0,
         }
+
+    def _sold_in(self) -> dict[str, Any]:
+        """The gateway's settings of payments."""
+        if self.money is None:
+            return {}
+        asset = {
+            "network": f"eip155:{self.options.chain_id}",
+            "asset": hex0x(self.money.contracts.token),
+            "name": TOKEN_NAME,
+            "version": TOKEN_VERSION,
+            "methods": ["eip3009", "permit2"],
+            "facilitator": hex0x(self.money.facilitator),
+        }
+        return {"payment_assets": [asset], "payment_service": self.settlement_address, "prepaid_pay_to": hex0x(self.owner)}
 
     async def _make_money(self) -> None:
         """Token, Permit2, proxies, vault and ledger; settlement's three further accounts get ether."""
