@@ -33,6 +33,7 @@ class Node:
 
     reverts_on_used_nonce: bool = True
     events_are_hidden: bool = False
+    receipts_are_hidden: bool = False
     status_of_receipts: int | None = None
     away: set[str] = field(default_factory=set)
     blocks: list[dict[str, Any]] = field(default_factory=list)
@@ -193,7 +194,7 @@ class Node:
         return digest
 
     def eth_getTransactionReceipt(self, digest: str) -> Any:
-        found = self.receipts.get(digest)
+        found = None if self.receipts_are_hidden else self.receipts.get(digest)
         return found if found is None or self.status_of_receipts is None else found | {"status": hex(self.status_of_receipts)}
 
     def eth_getTransactionByHash(self, digest: str) -> Any:

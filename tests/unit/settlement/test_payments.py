@@ -13,7 +13,7 @@ import pytest
 from placet.core.payment.calls import settlement_call
 from placet.core.payment.payload import parse_json
 from placet.core.payment.verify import VerifiedPayment, key_of
-from placet.core.types import Hash32, hex0x
+from placet.core.types import Address, Hash32, hex0x
 from placet.settlement.payments.book import Allowed, PaymentBook, Status
 from placet.settlement.payments.desk import PaymentDesk
 from placet.settlement.payments.outcome import AUTHORIZATION_USED, DOUBT_S
@@ -197,6 +197,33 @@ async def test_somebody_else_was_first_and_the_payer_has_paid(stage: Stage) -> N
     done = await stage.rounds(one, payment)
     assert (done.state, done.tx_hash) == (SETTLED, theirs)
     assert stage.node.sent == []
+    known = (await one.payments.get([payment.key.id]))[payment.key.id]
+    assert (known.job_state, known.job_error) == ("refused", "executed already"), "and is tried no more"
+
+
+def another(payment: VerifiedPayment, **signed: Any) -> bytes:
+    """Another authorization of the same payer with the same nonce."""
+    changed = replace(payment.payload, signed=replace(payment.payload.signed, **signed))
+    maximum = signed.get("value", payment.maximum)
+    return settlement_call(replace(payment, payload=changed, maximum=maximum), maximum)[1]
+
+
+async def test_another_amount_under_the_same_nonce_pays_nothing(stage: Stage) -> None:
+    one = await stage.replica()
+    payment = await stage.take(one)
+    stage.node.stranger(another(payment, value=999))
+    done = await stage.rounds(one, payment)
+    assert (done.state, done.failure) == (FAILED, "authorization_used")
+
+
+async def test_another_payments_transfer_in_the_same_transaction_pays_nothing(stage: Stage) -> None:
+    one = await stage.replica()
+    diverted, good = [await stage.take(one, nonce) for nonce in (1, 2)]
+    theirs = stage.node.stranger(another(diverted, to=Address(b"\x0d" * 20)), settlement_call(good, 1000)[1])
+    lost = await stage.rounds(one, diverted)
+    assert (lost.state, lost.failure) == (FAILED, "authorization_used")
+    done = await stage.rounds(one, good)
+    assert (done.state, done.tx_hash) == (SETTLED, theirs)
 
 
 async def test_a_token_that_does_not_revert_settles_by_the_first_transfer(stage: Stage) -> None:
@@ -285,6 +312,17 @@ async def test_what_no_node_ever_explains_fails_in_the_end(stage: Stage) -> None
         assert (await one.book.statuses([payment.key.id]))[0].state == IN_HAND
     done = await stage.rounds(one, payment, seconds=60)
     assert (done.state, done.failure) == (FAILED, "authorization_used")
+
+
+async def test_an_event_whose_transaction_a_node_does_not_know_yet_says_nothing(stage: Stage) -> None:
+    stage.node.receipts_are_hidden = True
+    one = await stage.replica()
+    payment = await stage.take(one)
+    theirs = stage.node.stranger(settlement_call(payment, 1000)[1])
+    assert (await stage.rounds(one, payment)).state == IN_HAND
+    stage.node.receipts_are_hidden = False
+    done = await stage.rounds(one, payment, seconds=5)
+    assert (done.state, done.tx_hash) == (SETTLED, theirs)
 
 
 @pytest.mark.parametrize("method", ["everything", "eth_getLogs", "eth_call", "eth_getTransactionReceipt", "eth_blockNumber"])
@@ -405,3 +443,6 @@ async def test_who_can_pay_nothing_is_put_off_and_costs_nothing(stage: Stage) ->
     stage.node.balances[Payer(b"\x33" * 32).address] = 1000
     assert (await stage.rounds(one, good)).state == SETTLED
     assert len(set(stage.node.sent)) == 1
+    stage.node.balances[poor[3].address] = 1000
+    late = poor[3].pays(nonce=3)
+    assert (await stage.rounds(one, late, seconds=3)).state == SETTLED, "one that is funded in time is settled"
