@@ -565,8 +565,7 @@ def _get(gateway: httpx.URL, path: str, query: Mapping[str, str], authorization:
         document = None
     if response.status_code != 200 or not isinstance(document, dict):
         error = problem_error(document, response.status_code)
-        error.message = f"{path}: {error.message}"
-        raise error
+        raise type(error)(f"{path}: {error.message}", field=error.field)
     return document
 
 

@@ -55,7 +55,10 @@ class Asset:
     version: str | None = None
 
     def __post_init__(self) -> None:
-        chain_id_of(self.network)
+        try:
+            chain_id_of(self.network)
+        except PaymentMalformed as error:
+            raise InvalidInput(f"asset: {error.message}", field="asset") from None
         if not 0 <= self.decimals <= SCALE_DECIMALS:
             raise InvalidInput(f"asset: 0 to {SCALE_DECIMALS} decimals wanted", field="decimals")
 
