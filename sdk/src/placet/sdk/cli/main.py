@@ -18,6 +18,7 @@ _MODULES = {
     "models": "models",
     "serve": "serve",
     "verify": "verify",
+    "proxy": "proxy",
     "kafka": "bus",
     "topics": "bus",
     "completion": "completion",
