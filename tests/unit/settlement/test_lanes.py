@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from placet.core.bus import InProcessBroker, InProcessBus
 from placet.core.db import connect
@@ -60,6 +61,8 @@ async def test_a_key_sends_only_what_is_of_its_lane_and_attestations_alone_are_a
         assert done is not None
         assert done.state == "confirmed"
         assert await store.gas_of_payer("payer", 0, lane) == 60_000
+        shown = {"chain": "31337", "account": hex0x(sender.address)}
+        assert REGISTRY.get_sample_value("placet_settlement_account_wei", shown) == 3e18
     assert [job.lane for job in await store.unannounced()] == [ATTESTATIONS]
 
 

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _JOBS = metrics.counter("placet_settlement_jobs_total", "Jobs that ended, by state.", ["state"])
 _FAILED = metrics.counter("placet_settlement_failed_steps_total", "Jobs and account nonces passed over in a round.", ["chain"])
 _GAS = metrics.counter("placet_settlement_gas_total", "Gas used.", ["chain"])
+_LEFT = metrics.gauge("placet_settlement_account_wei", "What an account has left to pay gas with.", ["chain", "account"])
+_WATCH_S = 30.0
 _GWEI = 10**9
 _BUMP_PERCENT = 125  # nodes want at least 10 % more of a replacement
 _PLAIN_GAS = 21_000
@@ -79,6 +81,7 @@ class Sender:
         self._clock = clock
         self._gas_of_all: int | None = None
         """Read once a round, and added to: a sum over a day's jobs for each job would be slow."""
+        self._watched_at = -_WATCH_S
 
     @property
     def address(self) -> Address:
@@ -94,6 +97,7 @@ class Sender:
         """
         self._gas_of_all = None
         head = await self._rpc.block("latest")
+        await self._watch_account()
         await self._restore_what_was_taken_back(lease)
         open_attempts = await self._store.open_attempts(lease)
         for nonce in sorted(open_attempts):
@@ -105,6 +109,14 @@ class Sender:
                 return
             if not await self._apart(f"job {hex0x(job.reference)}", self._begin(lease, head, job)):
                 await self._put_off(lease, job)
+
+    async def _watch_account(self) -> None:
+        """Show what is left for gas: an account that runs dry sends nothing, and payments end meanwhile."""
+        if time.monotonic() < self._watched_at + _WATCH_S:
+            return
+        left = int(await self._rpc.call("eth_getBalance", [hex0x(self.address), "latest"]), 16)
+        _LEFT.labels(str(self._chain_id), hex0x(self.address)).set(left)
+        self._watched_at = time.monotonic()
 
     async def _apart(self, what: str, work: Awaitable[None]) -> bool:
         """Do one thing of many; False when it failed, and node and database are well. Raises LeaseLost, or what they raise."""
