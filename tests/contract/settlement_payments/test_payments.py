@@ -142,6 +142,18 @@ async def test_what_somebody_sent_first_is_settled_by_that(world: World, method:
     assert await world.sent_by("facilitator") == 0, "what would revert is not sent"
 
 
+async def test_a_permit_that_somebody_sent_is_found_among_many_transfers_of_its_amount(world: World) -> None:
+    payment = world.signed(world.offer(method=Method.PERMIT2))
+    sent = await world.chain.send((await world.chain.accounts())[7], *settlement_call(payment.verified, 1000))
+    same = encode_call("transfer(address,uint256)", PAY_TO, 1000)
+    for _ in range(70):
+        await world.chain.send(PAYER.address, world.contracts.token, same, gas=100_000)
+    gateway = await world.start()
+    await gateway.SettlePayment(payment.request())
+    done = await ended(gateway, payment.id)
+    assert (done.state, done.tx_hash) == (SETTLED, sent.hash)
+
+
 async def test_what_somebody_sent_between_dry_run_and_block_is_settled_by_that(world: World) -> None:
     await world.rpc.call("evm_setAutomine", [False])
     gateway = await world.start()

@@ -27,7 +27,8 @@ NONCE_INVALIDATED = keccak256(b"UnorderedNonceInvalidation(address,uint256,uint2
 
 MAX_BLOCKS = 2000
 """Of one search for events; nodes refuse much wider ones."""
-MAX_CANDIDATES = 64
+_A_BATCH = 64
+_EVENT_ALONE = "the node knows an event and not its transaction"
 DOUBT_S = 600
 """So long after a payment's end a node has to show what used its nonce. Until then that it shows nothing is taken for its own delay."""
 
@@ -128,11 +129,10 @@ class Look:
         while True:
             first = max(0, last - MAX_BLOCKS + 1)
             events, start = await self._events(final, first, last)
-            for event in events:
-                kind = event["topics"][0]
-                is_shown = is_shown or kind != hex0x(TRANSFER)
-                if kind in (hex0x(TRANSFER), hex0x(AUTHORIZATION_USED)):
-                    found += await self._paid_in(event, final)
+            is_shown = is_shown or any(event["topics"][0] != hex0x(TRANSFER) for event in events)
+            moving = [event for event in events if event["topics"][0] in (hex0x(TRANSFER), hex0x(AUTHORIZATION_USED))]
+            for theirs in await self._using([event["transactionHash"] for event in moving]):
+                found += self._paid_by(await self._known_receipt(theirs), final, is_own=False)
             if found:
                 return Use.PAID, found
             if first == 0 or start.timestamp < self._payment.signed_after:
@@ -165,17 +165,28 @@ class Look:
         if payment.is_permit2:
             events = [event for event in events if _tells(event, payment, nonce)]
         events.sort(key=lambda event: (int(event["blockNumber"], 16), int(event["logIndex"], 16)), reverse=True)
-        return events[:MAX_CANDIDATES], block_of(answers[1])
+        return events, block_of(answers[1])
 
-    async def _paid_in(self, event: dict[str, Any], final: Block) -> list[Transfer]:
-        """The Transfers that pay this payment in a transaction that somebody sent."""
-        digest = event["transactionHash"]
-        receipt, transaction = await self._rpc.batch([("eth_getTransactionReceipt", [digest]), ("eth_getTransactionByHash", [digest])])
-        if receipt is None or transaction is None:
-            raise Unavailable("the node knows an event and not its transaction")
-        if self._payment.is_permit2 and self._payment.signature[:64].hex() not in str(transaction["input"]).lower():
-            return []  # Permit2 tells nobody which nonce it took: only what carries this signature can have used it
-        return self._paid_by(receipt, final, is_own=False)
+    async def _using(self, digests: Sequence[str]) -> list[str]:
+        """Those of these transactions that can have used the nonce. Permit2 tells nobody which nonce it took, and a payer may pay the same
+        amount often: only what carries this very signature."""
+        distinct = list(dict.fromkeys(digests))
+        if not self._payment.is_permit2:
+            return distinct
+        mark, out = self._payment.signature[:64].hex(), []
+        for start in range(0, len(distinct), _A_BATCH):
+            part = distinct[start : start + _A_BATCH]
+            transactions = await self._rpc.batch([("eth_getTransactionByHash", [digest]) for digest in part])
+            if any(transaction is None for transaction in transactions):
+                raise Unavailable(_EVENT_ALONE)
+            out += [digest for digest, item in zip(part, transactions, strict=True) if mark in str(item["input"]).lower()]
+        return out
+
+    async def _known_receipt(self, digest: str) -> dict[str, Any]:
+        receipt = await self._rpc.receipt(Hash32(bytes.fromhex(digest[2:])))
+        if receipt is None:
+            raise Unavailable(_EVENT_ALONE)
+        return receipt
 
     def _paid_by(self, receipt: dict[str, Any] | None, final: Block, *, is_own: bool) -> list[Transfer]:
         """The Transfers that pay this payment in a receipt. Where several authorizations are used, what follows this one's use counts."""
