@@ -59,8 +59,8 @@ class Gateway:
     offers: tuple[Offer, ...] = (EXACT,)
     free: bool = False
     before: list[Callable[[], Answer] | None] = field(default_factory=list)
-    lie: Callable[[dict[str, Any]], None] = lambda document: None
-    lie_in_chunks: Callable[[list[dict[str, Any]]], None] = lambda chunks: None
+    lie: Callable[[dict[str, Any]], Any] = lambda document: None
+    lie_in_chunks: Callable[[list[dict[str, Any]]], Any] = lambda chunks: None
     forge: Callable[[Receipt], Receipt] = lambda receipt: receipt
     usage: int = 400
     cut: int | None = None

@@ -44,9 +44,7 @@ class Proxy:
             InvalidInput: not a loopback address, and not `anywhere`. Unavailable: the port is taken.
         """
         if not anywhere and not _is_loopback(host):
-            raise InvalidInput(
-                f"{host} can be reached by others, who would spend this wallet's money; say so if you mean it", field="listen"
-            )
+            raise InvalidInput(f"{host} can be reached by others, who could spend this wallet's money", field="listen")
         application = web.Application(client_max_size=MAX_BODY_BYTES)
         for path in PATHS:
             application.router.add_post(path, self._guarded(self._answer))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,23 @@ from placet.core.receipts import Mode
 from placet.core.types import address_from, hex0x
 from placet.sdk.cli.common import running_network
 
+FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--gateway", envvar="PLACET_GATEWAY", help="The gateway's URL; default: that of a running `placet up`.")
-@click.option("--api-key", envvar="PLACET_API_KEY", help="A key of the gateway's, for what is free or prepaid. Not needed to pay.")
-@click.option(
-    "--wallet", "wallet_file", type=FILE, help="File of the paying key, 64 hex digits, readable by you only; else PLACET_WALLET_KEY."
-)
+@click.option("--gateway", envvar="PLACET_GATEWAY", help="Its URL; default: a running `placet up`, whose keys are trusted.")
+@click.option("--api-key", envvar="PLACET_API_KEY", help="A key of the gateway's, for what is free or prepaid.")
+@click.option("--wallet", "wallet_file", type=FILE, help="File of the paying key, chmod 600; else PLACET_WALLET_KEY.")
 @click.option("--budget", required=True, help="The most that is ever spent, in whole units of the token, for instance 5.")
 @click.option("--per-day", default=None, help="The most that is spent on a day (UTC).")
 @click.option("--per-payment", default="0.10", show_default=True, help="The most that one request may cost.")
 @click.option("--asset", "assets", multiple=True, help="Token that may be paid with, eip155:<chain>/0x…[:decimals]; default: USDC on Base.")
-@click.option(
-    "--permit2", default="0", show_default=True, help="What you allowed Permit2, in whole units: then only what is used is charged."
-)
+@click.option("--permit2", default="0", show_default=True, help="What you allowed Permit2: then only what is used is charged.")
 @click.option("--pay-to", "payees", multiple=True, help="Who may be paid; default: anybody.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Hand over verified answers only.")
 @click.option("--key", "keys", multiple=True, help="0x Ed25519 key that may sign receipts; may be repeated.")
-@click.option(
-    "--trust-first-use", is_flag=True, help="Trust the receipt keys that the gateway names when it is first asked; kept from then on."
-)
+@click.option("--trust-first-use", is_flag=True, help="Trust the keys that the gateway names when first asked, and no others.")
 @click.option("--mode", type=click.Choice([item.value for item in Mode]), default=None, help="Asked for where a request names none.")
 @click.option("--tee-policy", type=FILE, help="Which TEE evidence counts (docs/reference/tee.md).")
 @click.option(
@@ -58,21 +54,19 @@ def proxy(**options: Any) -> None:
     from placet.core.payment.prices import atomic
     from placet.sdk.budget import Budget
 
-    if options["verify"] and bool(options["keys"]) is bool(options["trust_first_use"]):
-        raise InvalidInput("whose receipts? give --key (once for each node), or --trust-first-use, or --no-verify")
     host, port = _listen(options["listen"])
     ready = {} if options["gateway"] else running_network()
+    first_use = options["trust_first_use"] or (bool(ready) and not options["keys"])
+    if options["verify"] and bool(options["keys"]) is first_use:
+        raise InvalidInput("whose receipts? give --key (once for each node), or --trust-first-use, or --no-verify")
     wallet = Wallet.from_file(options["wallet_file"]) if options["wallet_file"] is not None else Wallet.from_env()
     state = options["state"] or Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "placet"
     assets = [Asset.parse(text) for text in options["assets"]] or list(USDC[:1])
-    allowed = [
-        Asset(item.network, item.address, item.decimals, atomic(options["permit2"], item.decimals), item.name, item.version)
-        for item in assets
-    ]
+    allowed = [replace(item, permit2_allowance=atomic(options["permit2"], item.decimals)) for item in assets]
     payees = frozenset(address_from(text, field="pay-to") for text in options["payees"]) or None
     path = state / f"{hex0x(wallet.address)}.budget"
     budget = Budget(per_payment=options["per_payment"], per_day=options["per_day"], total=options["budget"], path=path)
-    keys: Any = FIRST_USE if options["trust_first_use"] else options["keys"]
+    keys: Any = FIRST_USE if first_use else options["keys"]
     more: dict[str, Any] = {}
     if options["verify"]:
         more = {"keys": keys, "pins": state / "keys.json", "mode": None if options["mode"] is None else Mode(options["mode"])}
