@@ -61,7 +61,9 @@ class Proxy:
             raise Unavailable(f"{host}:{port} cannot be listened at: {error.strerror}") from None
         found = self._runner.addresses[0]
         self._port = int(found[1])
-        self._names = None if anywhere else {f"{name}:{self._port}" for name in (host, "127.0.0.1", "localhost", "[::1]", f"[{host}]")}
+        names = (host, f"[{host}]", "127.0.0.1", "localhost", "[::1]")
+        ends = (f":{self._port}", "") if self._port == 80 else (f":{self._port}",)
+        self._names = None if anywhere else {name + end for name in names for end in ends}
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
         return self.url
 

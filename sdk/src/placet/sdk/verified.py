@@ -88,9 +88,17 @@ class Keys:
         with self._lock:
             known = self._keys or _pins(self._path).get(str(gateway), {})
         if not known:
-            known = yield from self._ask(gateway, authorization)
-        self._keys = known
+            asked = yield from self._ask(gateway, authorization)
+            known = yield Do(lambda: self._first(str(gateway), asked))
+        self._keys = dict(known)
         return known
+
+    def _first(self, gateway: str, asked: dict[Hash32, ReceiptKey]) -> Mapping[Hash32, ReceiptKey]:
+        """Of several that ask at once, the first one's answer stands."""
+        with self._lock:
+            if not self._keys:
+                self._keys = _pin(self._path, gateway, asked)
+            return self._keys
 
     def _ask(self, gateway: httpx.URL, authorization: str | None) -> Generator[Step, Any, dict[Hash32, ReceiptKey]]:
         document = yield from _get(gateway, "/api/v1/nodes", {}, authorization)
@@ -106,9 +114,7 @@ class Keys:
         text = f"receipt keys of {gateway} are trusted as it names them now: {', '.join(hex0x(key.public_key) for key in found)}"
         warnings.warn(text, TrustOnFirstUse, stacklevel=2)
         log.warning("%s", text)
-        known = {key_id_of(key.public_key): key for key in found}
-        yield Do(lambda: _pin(self._path, str(gateway), known))
-        return known
+        return {key_id_of(key.public_key): key for key in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,14 +598,22 @@ def _address(value: Any) -> Address | None:
     return None if value is None else address_from(value)
 
 
-def _pin(path: Path | None, gateway: str, keys: Mapping[Hash32, ReceiptKey]) -> None:
+def _pin(path: Path | None, gateway: str, keys: dict[Hash32, ReceiptKey]) -> dict[Hash32, ReceiptKey]:
+    """Keep a gateway's keys; returns those that stand, which are others when some were kept already."""
     if path is None:
-        return
+        return keys
+    pins = _pins(path)
+    if pins.get(gateway):
+        return pins[gateway]
     document = {
         name: [{"key": hex0x(key.public_key), "node": None if key.node is None else hex0x(key.node)} for key in found.values()]
-        for name, found in {**_pins(path), gateway: keys}.items()
+        for name, found in {**pins, gateway: keys}.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    fresh.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    fresh.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        fresh.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        fresh.replace(path)
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}; keys that cannot be kept are not trusted", field="keys") from None
+    return keys
