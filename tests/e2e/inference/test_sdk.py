@@ -26,13 +26,14 @@ from placet.verify.tee import TeePolicy
 from placet.verify.zk.statement import Accepted
 from tests.e2e.inference.conftest import Town
 from tests.e2e.inference.test_paid import ASKED, MESSAGES, NETWORK, PAY_TO, SECRET, TOKEN, Market, chat, market
+from tests.e2e.inference.test_paid_on_chain import Bazaar, bazaar
 from tests.e2e.inference.test_proofs import ROW, proving
 from tests.e2e.inference.test_tee import DEVELOPMENT
 from tests.e2e.inference.test_tee import town as tee_town
 from tests.support import models
 from tests.support.zk import network_model, saved
 
-__all__ = ["chat", "market", "proving", "tee_town"]
+__all__ = ["bazaar", "chat", "market", "proving", "tee_town"]
 
 FIXED = Rules((Asset(NETWORK, TOKEN),), pay_to=frozenset({PAY_TO}))
 METERED = Rules((Asset(NETWORK, TOKEN, permit2_allowance=10**9),))
@@ -140,6 +141,18 @@ async def test_keys_of_the_first_use_with_an_api_key(market: Market, tmp_path: P
         assert (await AsyncModels(way).infer("alice/linear", {"x": [[0.5] * 4]})).shapes == {"y": (1, 3)}
     assert (tmp_path / "keys.json").exists()
     assert await AsyncModels(way).list(publisher="alice")
+
+
+async def test_money_moves_on_the_chain(bazaar: Bazaar) -> None:
+    wallet, budget = Wallet(SECRET), Budget(per_payment="1")
+    await bazaar.give(wallet.address)
+    rules = Rules((Asset(NETWORK, bazaar.token),))
+    hub = AsyncModels(access(bazaar, wallet=wallet, budget=budget, rules=rules, keys=keys(bazaar, 1)))
+    answer = await hub.infer("alice/linear", {"x": [[0.5] * 4] * 2})
+    assert answer.receipt.price is not None
+    assert answer.receipt.price.amount == 1000
+    assert (await bazaar.balance(wallet.address), await bazaar.balance(PAY_TO)) == (10**6 - 1000, 1000)
+    assert budget.spent().total == "0.001"
 
 
 # --- stronger modes

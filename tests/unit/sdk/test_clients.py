@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -256,6 +257,23 @@ def test_the_command_prints_where_it_listens_and_stops_when_told(tmp_path: Path)
         _, said = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "stopped; spent 0 in all" in said
+
+
+def test_beside_a_running_network_a_budget_is_enough(tmp_path: Path) -> None:
+    folder = tmp_path / ".run/up"
+    folder.mkdir(parents=True)
+    made = Wallet.create(folder / "wallet.key")
+    ready = {"gateway": "http://127.0.0.1:9", "apiKey": "placet_x", "token": "0x" + "70" * 20, "wallet": ".run/up/wallet.key"}
+    (folder / "ready.json").write_text(json.dumps(ready))
+    command: list[str | Path] = [PLACET, "proxy", "--budget", "5", "--per-day", "2", "--verify", "--listen", "127.0.0.1:0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PLACET_")} | {"XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+        assert process.stderr is not None
+        assert f"pays from 0x{made.address.hex()} at http://127.0.0.1:9" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert list((tmp_path / "placet").iterdir())
 
 
 def test_the_command_asks_for_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from placet.core.receipts import Mode
 from placet.core.types import address_from, hex0x
 from placet.sdk.cli.common import running_network
 
+_DEVELOPMENT = "eip155:31337"
+"""The chain of `placet up`."""
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -24,11 +26,16 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.option("--gateway", envvar="PLACET_GATEWAY", help="Its URL; default: a running `placet up`, whose keys are trusted.")
 @click.option("--api-key", envvar="PLACET_API_KEY", help="A key of the gateway's, for what is free or prepaid.")
-@click.option("--wallet", "wallet_file", type=FILE, help="File of the paying key, chmod 600; else PLACET_WALLET_KEY.")
+@click.option("--wallet", "wallet_file", type=FILE, help="File of the paying key; default: that of `placet up`, or PLACET_WALLET_KEY.")
 @click.option("--budget", required=True, help="The most that is ever spent, in whole units of the token, for instance 5.")
 @click.option("--per-day", default=None, help="The most that is spent on a day (UTC).")
 @click.option("--per-payment", default="0.10", show_default=True, help="The most that one request may cost.")
-@click.option("--asset", "assets", multiple=True, help="Token that may be paid with, eip155:<chain>/0x…[:decimals]; default: USDC on Base.")
+@click.option(
+    "--asset",
+    "assets",
+    multiple=True,
+    help="Token that may be paid with, eip155:<chain>/0x…[:decimals]; default: USDC on Base, or that of `placet up`.",
+)
 @click.option("--permit2", default="0", show_default=True, help="What you allowed Permit2: then only what is used is charged.")
 @click.option("--pay-to", "payees", multiple=True, help="Who may be paid; default: anybody.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Hand over verified answers only.")
@@ -59,9 +66,11 @@ def proxy(**options: Any) -> None:
     first_use = options["trust_first_use"] or (bool(ready) and not options["keys"])
     if options["verify"] and bool(options["keys"]) is first_use:
         raise InvalidInput("whose receipts? give --key (once for each node), or --trust-first-use, or --no-verify")
-    wallet = Wallet.from_file(options["wallet_file"]) if options["wallet_file"] is not None else Wallet.from_env()
+    wallet_file = options["wallet_file"] or (ready.get("wallet") and Path(ready["wallet"]))
+    wallet = Wallet.from_file(wallet_file) if wallet_file else Wallet.from_env()
     state = options["state"] or Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "placet"
-    assets = [Asset.parse(text) for text in options["assets"]] or list(USDC[:1])
+    named = options["assets"] or ([f"{_DEVELOPMENT}/{ready['token']}"] if "token" in ready else [])
+    assets = [Asset.parse(text) for text in named] or list(USDC[:1])
     allowed = [replace(item, permit2_allowance=atomic(options["permit2"], item.decimals)) for item in assets]
     payees = frozenset(address_from(text, field="pay-to") for text in options["payees"]) or None
     path = state / f"{hex0x(wallet.address)}.budget"
