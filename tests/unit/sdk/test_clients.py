@@ -203,6 +203,23 @@ async def test_any_tool_with_base_url_and_key_pays_and_gets_verified_answers(ser
             await tool.responses.create(model="alice/chat", input="x")
 
 
+async def test_who_leaves_at_the_end_of_a_stream_disturbs_nobody(
+    served: tuple[Gateway, Proxy, Budget], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, proxy, _ = served
+    host, port = proxy.url.removeprefix("http://").removesuffix("/v1").split(":")
+    body = json.dumps({**ASKED, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}:{port}\r\nauthorization: Bearer {proxy.key}\r\ncontent-length: {len(body)}"
+    for stop in (b"Once", b"[DONE]"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        await reader.readuntil(stop)
+        writer.transport.abort()
+    async with openai.AsyncOpenAI(base_url=proxy.url, api_key=proxy.key, max_retries=0) as tool:
+        assert (await tool.chat.completions.create(**ASKED)).choices
+    assert "unexpected" not in caplog.text
+
+
 async def test_nobody_else_spends_the_wallets_money(served: tuple[Gateway, Proxy, Budget]) -> None:
     gateway, proxy, _ = served
     key = {"authorization": f"Bearer {proxy.key}"}

@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx
@@ -117,6 +118,13 @@ class Proxy:
     async def _pass(self, request: web.Request, answer: httpx.Response) -> web.StreamResponse:
         out = web.StreamResponse(headers=_passed(answer) | {"cache-control": "no-store"})
         await out.prepare(request)
+        with suppress(ConnectionResetError):  # the caller has left: some do as soon as they have read the end
+            await self._copy(answer, out)
+            await out.write_eof()
+        return out
+
+    @staticmethod
+    async def _copy(answer: httpx.Response, out: web.StreamResponse) -> None:
         try:
             async for part in answer.aiter_bytes():
                 await out.write(part)
@@ -124,8 +132,6 @@ class Proxy:
             known = error if isinstance(error, PlacetError) else Unavailable("the gateway broke off; send the same request again")
             log.warning("a stream ended badly: %s", known.message)
             await out.write(b"data: " + orjson.dumps(_document(known)) + b"\n\n")
-        await out.write_eof()
-        return out
 
     async def _look(self, request: web.Request) -> web.StreamResponse:
         answer = await self._http.get(httpx.URL(request.path))

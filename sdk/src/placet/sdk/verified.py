@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import secrets
 import struct
 import threading
@@ -35,8 +34,6 @@ from placet.sdk.steps import AsyncTransport, Do, Read, Send, Step, Steps, Transp
 from placet.sdk.streams import Assembly, Events, StreamRefused
 from placet.verify import Expected, ReceiptKey, Report, verify_receipt
 from placet.verify.audit import verify_audit
-
-log = logging.getLogger(__name__)
 
 VERIFIED: Final = "placet_verified"
 """Extension of a response: what was `Verified`."""
@@ -113,7 +110,6 @@ class Keys:
             raise Unavailable("the gateway names no nodes, so nobody's receipts could be believed")
         text = f"receipt keys of {gateway} are trusted as it names them now: {', '.join(hex0x(key.public_key) for key in found)}"
         warnings.warn(text, TrustOnFirstUse, stacklevel=2)
-        log.warning("%s", text)
         return {key_id_of(key.public_key): key for key in found}
 
 

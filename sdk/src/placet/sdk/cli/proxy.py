@@ -78,7 +78,11 @@ def proxy(**options: Any) -> None:
     keys: Any = FIRST_USE if first_use else options["keys"]
     more: dict[str, Any] = {}
     if options["verify"]:
-        more = {"keys": keys, "pins": state / "keys.json", "mode": None if options["mode"] is None else Mode(options["mode"])}
+        more = {
+            "keys": keys,
+            "pins": None if ready else state / "keys.json",
+            "mode": None if options["mode"] is None else Mode(options["mode"]),
+        }
         more["tee_policy"] = _policy(options["tee_policy"])
     elif options["mode"] or options["tee_policy"] or options["keys"]:
         raise InvalidInput("--no-verify goes without --key, --mode and --tee-policy")
