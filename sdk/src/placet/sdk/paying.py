@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -288,12 +289,10 @@ def problem_of(content: bytes) -> tuple[str, str]:
 
 def _refused(response: httpx.Response, text: str, purchase: Purchase) -> PaymentRefused:
     check = ""
-    try:
+    with suppress(binascii.Error, ValueError):  # it names no check that can be read; the text stands
         document = orjson.loads(base64.b64decode(response.headers.get(REQUIRED_HEADER, ""), validate=True))
         if isinstance(document, dict) and isinstance(document.get("error"), str):
             check = document["error"][:64]
-    except (binascii.Error, ValueError):
-        pass
     said = _payment_response(response.headers.get(RESPONSE_HEADER))
     if not check and said is not None:
         check = "settlement_failed"

@@ -13,9 +13,9 @@ from placet.core.payment.verify import VerifiedPayment
 from placet.core.types import Address
 
 _PERMIT = "((address,uint256),uint256,uint256)"
-TRANSFER_CALL = "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)"
-EXACT_CALL = f"settle({_PERMIT},address,(address,uint256),bytes)"
-UPTO_CALL = f"settle({_PERMIT},uint256,address,(address,address,uint256),bytes)"
+_TRANSFER = "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)"
+_EXACT = f"settle({_PERMIT},address,(address,uint256),bytes)"
+_UPTO = f"settle({_PERMIT},uint256,address,(address,address,uint256),bytes)"
 
 
 def settlement_call(payment: VerifiedPayment, charged: int) -> tuple[Address, bytes]:
@@ -29,9 +29,9 @@ def settlement_call(payment: VerifiedPayment, charged: int) -> tuple[Address, by
     signed, signature = payment.payload.signed, payment.payload.signature
     if isinstance(signed, Authorization):
         times = (signed.valid_after, signed.valid_before)
-        return payment.offer.asset, encode_call(TRANSFER_CALL, signed.payer, signed.to, signed.value, *times, signed.nonce, signature)
+        return payment.offer.asset, encode_call(_TRANSFER, signed.payer, signed.to, signed.value, *times, signed.nonce, signature)
     permit = ((signed.token, signed.amount), signed.nonce, signed.deadline)
     if payment.scheme is Scheme.UPTO:
         witness = (signed.to, signed.facilitator, signed.valid_after)
-        return spender_of(payment.scheme), encode_call(UPTO_CALL, permit, charged, signed.payer, witness, signature)
-    return spender_of(payment.scheme), encode_call(EXACT_CALL, permit, signed.payer, (signed.to, signed.valid_after), signature)
+        return spender_of(payment.scheme), encode_call(_UPTO, permit, charged, signed.payer, witness, signature)
+    return spender_of(payment.scheme), encode_call(_EXACT, permit, signed.payer, (signed.to, signed.valid_after), signature)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,11 +224,9 @@ class Proofs:
                 log.warning("proofs wait: %s", error)
                 row = None
             if row is None:
-                try:
+                with suppress(TimeoutError):  # other replicas queue proofs too: look again
                     async with asyncio.timeout(_POLL_S):
                         await self._queued.wait()
-                except TimeoutError:
-                    pass
                 continue
             await self._work(row)
 
